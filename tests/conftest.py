@@ -1,0 +1,13 @@
+"""What every test shares: one thread per worker, and subprocesses that import the tree under test."""
+
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Read when torch is loaded, which no plugin does before this file: workers share the cores, they do not multiply them.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+os.environ.setdefault("MPLBACKEND", "agg")
