@@ -5,7 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Read when torch is loaded, which no plugin does before this file: workers share the cores, they do not multiply them.
+# Read when torch is loaded, which no plugin does before this file. Workers share the cores.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
