@@ -1,0 +1,150 @@
+r"""What a vector field has to say: the rate at which a state forgets, and what drives it."""
+
+import abc
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+Time = float | Float[Tensor, ""]
+Gates = dict[str, Float[Tensor, "*batch _"]]
+
+
+def broadcasts_to(shape: Sequence[int], target: Sequence[int]) -> bool:
+    """Whether a tensor of ``shape`` expands to ``target`` without enlarging it."""
+    if len(shape) > len(target):
+        return False
+    tail = target[len(target) - len(shape) :]
+    return all(size in (1, wanted) for size, wanted in zip(shape, tail, strict=True))
+
+
+class VectorField(nn.Module, abc.ABC):
+    r"""An ordinary differential equation in gated form,
+
+    .. math:: \frac{dh}{dt} = -\mathrm{rate}(t, h, u) \odot h + \mathrm{drive}(t, h, u).
+
+    ``rate`` [1/time] is the inverse time constant of every unit and ``drive`` [state/time] what moves it.
+    The pair stays finite when a gate closes (rate 0 is a perfect integrator), it gives an exponential
+    integrator its exponent, and one Euler step of size ``tau`` is the discrete gated cell.
+
+    A subclass defines :meth:`rate_drive`, without in-place operations and without branches on values, so
+    that ``torch.func`` and ``torch.compile`` work on it. The tensors it uses belong among its parameters and
+    buffers.
+
+    Attributes:
+        input_size: number of input channels; None when any number is accepted.
+        state_size: number of state variables; None when any number is accepted.
+        autonomous: True when ``t`` is not used and ``h``, ``u`` may carry extra leading dimensions, so that a
+            whole trajectory can be evaluated in one call.
+        gate_names: the keys of :meth:`gates`.
+
+    Source: THEORY.md 1; the reading of gates as inverse time constants follows C. Tallec and Y. Ollivier,
+    arXiv 1804.11188.
+    """
+
+    input_size: int | None
+    state_size: int | None
+    autonomous: bool = True
+    gate_names: tuple[str, ...] = ()
+
+    def __init__(self, *, input_size: int | None, state_size: int | None) -> None:
+        super().__init__()
+        for name, size, least in (("input_size", input_size, 0), ("state_size", state_size, 1)):
+            if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < least):
+                raise ValueError(
+                    f"{type(self).__name__}({name}=...): {name} is {size!r}; it must be an integer >= {least}"
+                )
+        self.input_size = input_size
+        self.state_size = state_size
+
+    @property
+    def components(self) -> dict[str, slice]:
+        """Where each named part of the state lies in its last dimension."""
+        return {"hidden": slice(0, self.state_size)}
+
+    @property
+    def output(self) -> slice:
+        """Where the hidden state lies that a readout or a next layer sees."""
+        return self.components["hidden"]
+
+    @property
+    def tau(self) -> Tensor | None:
+        """The time unit of the output [time], a scalar or one value per unit; None if there is none."""
+        return None
+
+    @abc.abstractmethod
+    def rate_drive(
+        self, t: Time, h: Float[Tensor, "*batch state"], u: Float[Tensor, "*#batch channel"] | None = None
+    ) -> tuple[Float[Tensor, "*batch state"], Float[Tensor, "*batch state"]]:
+        """The pair (rate [1/time], drive [state/time]) at time ``t``, state ``h`` and input ``u``.
+
+        Both have the shape and dtype of ``h``. The batch dimensions of ``u`` may broadcast to those of ``h``.
+
+        Raises:
+            ValueError: a trailing size of ``h`` or ``u`` that does not fit, or ``u`` missing.
+            TypeError: ``h`` or ``u`` of another dtype than the parameters.
+        """
+
+    def forward(
+        self, t: Time, h: Float[Tensor, "*batch state"], u: Float[Tensor, "*#batch channel"] | None = None
+    ) -> Float[Tensor, "*batch state"]:
+        """dh/dt = drive - rate * h [state/time]."""
+        rate, drive = self.rate_drive(t, h, u)
+        return drive - rate * h
+
+    def gates(
+        self, t: Time, h: Float[Tensor, "*batch state"], u: Float[Tensor, "*#batch channel"] | None = None
+    ) -> Gates:
+        """Every gate by its name, ``(*batch, hidden)``, dimensionless unless its class says otherwise."""
+        return {}
+
+    def time_constants(
+        self, t: Time, h: Float[Tensor, "*batch state"], u: Float[Tensor, "*#batch channel"] | None = None
+    ) -> Float[Tensor, "*batch state"]:
+        """1 / rate [time]; infinite where a gate is closed."""
+        return self.rate_drive(t, h, u)[0].reciprocal()
+
+    def initial_state(self, batch_shape: Sequence[int] = ()) -> Float[Tensor, "*batch state"]:
+        """Zeros of shape ``(*batch_shape, state)`` in the dtype and on the device of the parameters.
+
+        Raises:
+            ValueError: the field has no ``state_size``.
+        """
+        if self.state_size is None:
+            raise ValueError(
+                f"{type(self).__name__}.initial_state: state_size is None; construct the field with "
+                "state_size=, or pass your own h0"
+            )
+        like = next(self.parameters(), None)
+        return torch.zeros(
+            (*batch_shape, self.state_size),
+            dtype=None if like is None else like.dtype,
+            device=None if like is None else like.device,
+        )
+
+    def check_arguments(self, h: Tensor, u: Tensor | None) -> None:
+        """Raise ValueError when the sizes of ``h`` or ``u`` are not this field's; looks at shapes only."""
+        name = type(self).__name__
+        if h.ndim == 0 or (self.state_size is not None and h.shape[-1] != self.state_size):
+            raise ValueError(
+                f"{name}: h has shape {tuple(h.shape)}; its last dimension must be "
+                f"state_size = {self.state_size} ({', '.join(self.components)})"
+            )
+        if u is None:
+            if self.input_size:
+                raise ValueError(
+                    f"{name}: u is None; the field has input_size = {self.input_size}, so u must be a tensor "
+                    f"(*batch, {self.input_size})"
+                )
+            return
+        if u.ndim == 0 or (self.input_size is not None and u.shape[-1] != self.input_size):
+            raise ValueError(
+                f"{name}: u has shape {tuple(u.shape)}; its last dimension must be "
+                f"input_size = {self.input_size}"
+            )
+        if u.shape[:-1] != h.shape[:-1] and not broadcasts_to(u.shape[:-1], h.shape[:-1]):
+            raise ValueError(
+                f"{name}: u has batch shape {tuple(u.shape[:-1])}, which does not broadcast to the batch "
+                f"shape {tuple(h.shape[:-1])} of h"
+            )

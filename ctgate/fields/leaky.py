@@ -1,0 +1,93 @@
+"""A leaky unit: one constant gate."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from ctgate.fields.base import Gates, Time
+from ctgate.fields.cell import Cell
+
+
+class Leaky(Cell):
+    r"""A leaky recurrent network,
+
+    .. math:: \tau \frac{dh}{dt} = \alpha\,\bigl(-h + \varphi(W h + U u + b)\bigr),
+
+    so ``rate * tau = alpha`` and ``drive * tau = alpha * phi(W h + U u + b)``. ``W`` is ``weight_hh``
+    (hidden, hidden), ``U`` is ``weight_ih`` (hidden, input), ``b`` is ``bias`` (hidden,).
+
+    One Euler step of size ``tau`` is :math:`(1-\alpha) h + \alpha\,\varphi(W h + U u + b)`.
+
+    Parameters:
+        alpha: the constant gate, in (0, 1]; it weighs the new value.
+        phi: the nonlinearity, elementwise on tensors; ``torch.tanh`` by default.
+        input_size, hidden_size, tau, learn_tau, bias, layernorm, generator, device, dtype: as in the other
+            cells; ``tau`` is a positive scalar or one value per unit.
+
+    Gates: ``gate``, alpha for every unit.
+
+    Raises:
+        ValueError: ``alpha`` outside (0, 1]; sizes or ``tau`` out of range.
+        TypeError: ``phi`` not callable.
+
+    Source: THEORY.md 1; leaky integrator units of H. Jaeger, M. Lukosevicius, D. Popovici and U. Siewert,
+    Neural Networks 20 (2007) 335.
+    """
+
+    gate_names = ("gate",)
+    alpha: Tensor
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        *,
+        alpha: float = 1.0,
+        phi: Callable[[Tensor], Tensor] = torch.tanh,
+        tau: float | int | Tensor = 1.0,
+        learn_tau: bool = False,
+        bias: bool = True,
+        layernorm: bool = False,
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if not 0.0 < alpha <= 1.0:
+            raise ValueError(f"Leaky(alpha=...): alpha is {alpha!r}; it must be in (0, 1]")
+        if not callable(phi):
+            raise TypeError(f"Leaky(phi=...): phi is {phi!r}; it must be a function of a tensor")
+        super().__init__(
+            input_size,
+            hidden_size,
+            row_blocks=1,
+            biases=("bias",),
+            tau=tau,
+            learn_tau=learn_tau,
+            bias=bias,
+            layernorm=layernorm,
+            generator=generator,
+            device=device,
+            dtype=dtype,
+        )
+        self.phi = phi
+        self.register_buffer("alpha", self.weight_hh.new_tensor(alpha))
+
+    def rate_drive(
+        self, t: Time, h: Float[Tensor, "*batch state"], u: Float[Tensor, "*#batch channel"] | None = None
+    ) -> tuple[Float[Tensor, "*batch state"], Float[Tensor, "*batch state"]]:
+        """(alpha / tau, alpha / tau * phi(W h + U u + b))."""
+        self.check_arguments(h, u)
+        pre = self.project_input(u, self.bias) + functional.linear(h, self.weight_hh)
+        rate = (self.alpha / self.tau).expand(h.shape)
+        return rate, rate * self.phi(self.candidate(pre))
+
+    def gates(
+        self, t: Time, h: Float[Tensor, "*batch state"], u: Float[Tensor, "*#batch channel"] | None = None
+    ) -> Gates:
+        """``{"gate": alpha}``, broadcast to ``(*batch, hidden)``."""
+        self.check_arguments(h, u)
+        return {"gate": self.alpha.expand(h.shape)}

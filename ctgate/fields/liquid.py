@@ -1,0 +1,85 @@
+"""The liquid time constant network."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ctgate.fields.base import Gates, Time
+from ctgate.fields.cell import Cell
+
+
+class LTC(Cell):
+    r"""A liquid time constant network,
+
+    .. math::
+        \frac{dh}{dt} = -\Bigl(\frac{1}{\tau} + f\Bigr) \odot h + f \odot A, \qquad
+        f = \sigma(W h + U u + b) \in (0, 1),
+
+    so ``rate * tau = 1 + tau * f`` and ``drive * tau = tau * f * A``: the conductance ``f`` [1/time] opens a
+    path towards the reversal value ``A`` and shortens the time constant, which stays between ``tau / (1 +
+    tau)`` and ``tau``. ``W`` is ``weight_hh`` (hidden, hidden), ``U`` is ``weight_ih`` (hidden, input), ``b``
+    is ``bias`` (hidden,), ``A`` is ``reversal`` (hidden,), initially uniform on (-1, 1).
+
+    Parameters:
+        input_size, hidden_size, tau, learn_tau, bias, generator, device, dtype: ``tau`` is a positive scalar
+            or one value per unit [time], learnable through its logarithm; ``bias=False`` leaves out b and
+            keeps A.
+
+    Gates: ``conductance`` (f, [1/time]).
+
+    Raises:
+        ValueError, TypeError: sizes or ``tau`` out of range.
+
+    Source: THEORY.md 1; R. Hasani, M. Lechner, A. Amini, D. Rus and R. Grosu, arXiv 2006.04439.
+    """
+
+    gate_names = ("conductance",)
+    bias: Tensor | None
+    reversal: nn.Parameter
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        *,
+        tau: float | int | Tensor = 1.0,
+        learn_tau: bool = False,
+        bias: bool = True,
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            input_size,
+            hidden_size,
+            row_blocks=1,
+            biases=("bias",),
+            tau=tau,
+            learn_tau=learn_tau,
+            bias=bias,
+            layernorm=False,
+            generator=generator,
+            device=device,
+            dtype=dtype,
+        )
+        self.reversal = nn.Parameter(torch.empty(hidden_size, device=device, dtype=dtype))
+        with torch.no_grad():
+            self.reversal.uniform_(-1.0, 1.0, generator=generator)
+
+    def _conductance(self, h: Tensor, u: Tensor | None) -> Tensor:
+        self.check_arguments(h, u)
+        return torch.sigmoid(self.project_input(u, self.bias) + functional.linear(h, self.weight_hh))
+
+    def rate_drive(
+        self, t: Time, h: Float[Tensor, "*batch state"], u: Float[Tensor, "*#batch channel"] | None = None
+    ) -> tuple[Float[Tensor, "*batch state"], Float[Tensor, "*batch state"]]:
+        """(1 / tau + f, f * A)."""
+        conductance = self._conductance(h, u)
+        return self.tau.reciprocal() + conductance, conductance * self.reversal
+
+    def gates(
+        self, t: Time, h: Float[Tensor, "*batch state"], u: Float[Tensor, "*#batch channel"] | None = None
+    ) -> Gates:
+        """``{"conductance": f}`` [1/time]."""
+        return {"conductance": self._conductance(h, u)}

@@ -1,0 +1,146 @@
+"""Layers on top of each other as one field."""
+
+from collections.abc import Iterable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ctgate.fields.base import Gates, Time, VectorField
+from ctgate.fields.interop import TorchCell, module_from_layers
+
+
+class Stack(VectorField):
+    r"""Layers, each driven by the output of the layer below, as one field.
+
+    Layer k sees the output of layer k-1 one ``tau`` ahead,
+
+    .. math:: u_k = h_{k-1} + \tau_{k-1} \frac{dh_{k-1}}{dt}, \qquad u_0 = u,
+
+    so that one Euler step of size ``tau`` is a stack of discrete cells, in which a layer reads what the layer
+    below has just written. (For small gates :math:`u_k` is close to :math:`h_{k-1}`.) The state is the
+    concatenation of the layers' states, in order.
+
+    Parameters:
+        layers: fields with a ``tau``; from the second on, ``input_size`` is the output size of the layer
+            below. A stack can be a layer.
+
+    Components are ``layers.0.hidden``, ``layers.1.cell``, ...; gates are ``layers.0.update``, ... ; the
+    output is the last layer's. ``tau`` is the last layer's.
+
+    Raises:
+        ValueError: no layers, a layer without ``tau`` (such as ``Field``) or without sizes, or sizes that do
+            not fit. TypeError: a layer that is not a field.
+
+    Source: THEORY.md 1 and 2.
+    """
+
+    layers: nn.ModuleList
+
+    def __init__(self, layers: Iterable[VectorField]) -> None:
+        members = list(layers)
+        if not members:
+            raise ValueError("Stack(layers=...): layers is empty; it must hold at least one field")
+        sizes = []
+        for k, layer in enumerate(members):
+            if not isinstance(layer, VectorField):
+                raise TypeError(
+                    f"Stack(layers=...): layer {k} is a {type(layer).__name__}; it must be a VectorField"
+                )
+            if layer.tau is None or layer.state_size is None or layer.input_size is None:
+                raise ValueError(
+                    f"Stack(layers=...): layer {k} is a {type(layer).__name__} without tau; a layer is "
+                    "driven by the one below one tau ahead, so each needs its tau and fixed sizes"
+                )
+            if k > 0:
+                below = members[k - 1].output
+                width = below.stop - below.start
+                if layer.input_size != width:
+                    raise ValueError(
+                        f"Stack(layers=...): layer {k} has input_size {layer.input_size} and layer {k - 1} "
+                        f"has {width} outputs; they must be equal"
+                    )
+            sizes.append(layer.state_size)
+        super().__init__(input_size=members[0].input_size, state_size=sum(sizes))
+        self.layers = nn.ModuleList(members)
+        ends = [sum(sizes[: k + 1]) for k in range(len(sizes))]
+        self._parts = [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
+        self.autonomous = all(layer.autonomous for layer in members)
+        self.gate_names = tuple(
+            f"layers.{k}.{name}" for k, layer in enumerate(members) for name in layer.gate_names
+        )
+
+    @property
+    def components(self) -> dict[str, slice]:
+        """``layers.<k>.<component>`` of every layer."""
+        return {
+            f"layers.{k}.{name}": slice(part.start + where.start, part.start + where.stop)
+            for k, (layer, part) in enumerate(zip(self._members(), self._parts, strict=True))
+            for name, where in layer.components.items()
+        }
+
+    @property
+    def output(self) -> slice:
+        """The output of the last layer."""
+        where, start = self._members()[-1].output, self._parts[-1].start
+        return slice(start + where.start, start + where.stop)
+
+    @property
+    def tau(self) -> Tensor | None:
+        """The unit of time of the last layer [time]."""
+        return self._members()[-1].tau
+
+    def _members(self) -> list[VectorField]:
+        return [layer for layer in self.layers if isinstance(layer, VectorField)]
+
+    def _sweep(
+        self, t: Time, h: Tensor, u: Tensor | None
+    ) -> list[tuple[Tensor, Tensor | None, Tensor, Tensor]]:
+        """Per layer, from the bottom: its state, its input, its rate and its drive."""
+        self.check_arguments(h, u)
+        levels: list[tuple[Tensor, Tensor | None, Tensor, Tensor]] = []
+        signal = u
+        for layer, part in zip(self._members(), self._parts, strict=True):
+            state = h[..., part]
+            rate, drive = layer.rate_drive(t, state, signal)
+            levels.append((state, signal, rate, drive))
+            tau, out = layer.tau, layer.output
+            if tau is not None:
+                hidden = state[..., out]
+                signal = hidden + tau * (drive[..., out] - rate[..., out] * hidden)
+        return levels
+
+    def rate_drive(
+        self, t: Time, h: Float[Tensor, "*batch state"], u: Float[Tensor, "*#batch channel"] | None = None
+    ) -> tuple[Float[Tensor, "*batch state"], Float[Tensor, "*batch state"]]:
+        """The layers' rates and drives, concatenated like the state."""
+        levels = self._sweep(t, h, u)
+        return torch.cat([level[2] for level in levels], -1), torch.cat([level[3] for level in levels], -1)
+
+    def gates(
+        self, t: Time, h: Float[Tensor, "*batch state"], u: Float[Tensor, "*#batch channel"] | None = None
+    ) -> Gates:
+        """The layers' gates, named ``layers.<k>.<gate>``."""
+        return {
+            f"layers.{k}.{name}": gate
+            for k, (layer, level) in enumerate(zip(self._members(), self._sweep(t, h, u), strict=True))
+            for name, gate in layer.gates(t, level[0], level[1]).items()
+        }
+
+    def to_torch(self, batch_first: bool = False, cell: bool = False) -> nn.Module:
+        """An ``nn.GRU`` or ``nn.LSTM`` with clones of these weights, in their dtype and on their device.
+
+        Raises:
+            ValueError: torch cannot hold a layer, or the layers differ in kind, hidden size, bias or tau;
+                ``cell=True`` with more than one layer. TypeError: a layer is neither GRU nor LSTM.
+
+        Source: THEORY.md 2.
+        """
+        cells: list[TorchCell] = []
+        for k, layer in enumerate(self.layers):
+            if not isinstance(layer, TorchCell):
+                raise TypeError(
+                    f"Stack.to_torch: layer {k} is a {type(layer).__name__}; torch holds GRU and LSTM"
+                )
+            cells.append(layer)
+        return module_from_layers(cells, batch_first, cell)
