@@ -1,0 +1,1 @@
+"""One step at a time, and the loops that take the steps."""
