@@ -28,7 +28,8 @@ def assert_matches(field, reference, tools, h, u, tau, tolerance):
     assert np.abs(slope.double().numpy() - wanted).max(initial=0) <= 4 * tolerance * (
         scale + np.abs(wanted).max()
     )
-    np.testing.assert_allclose(constants.double().numpy() * rate, 1.0, rtol=1e4 * tolerance)
+    awake = rate > 1e-3  # below, 1 - z has too few digits to be a reference
+    np.testing.assert_allclose((constants.double().numpy() * rate)[awake], 1.0, rtol=2e3 * tolerance)
     assert tuple(own_gates) == field.gate_names == tuple(gates)
     for name, gate in gates.items():
         assert own_gates[name].shape == gate.shape
@@ -105,7 +106,7 @@ def test_without_input_channels(case, tools):
         wanted = case.reference(tools.numpy(field), h.numpy(), np.zeros((5, 0)), np.asarray(1.0))
         for u in (None, torch.zeros(5, 0, dtype=torch.float64)):
             rate, drive = field.rate_drive(0.0, h, u)
-            np.testing.assert_allclose(rate.detach().numpy(), wanted[0], rtol=1e-13)
+            np.testing.assert_allclose(rate.detach().numpy(), wanted[0], rtol=1e-13, atol=1e-15)
             np.testing.assert_allclose(drive.detach().numpy(), wanted[1], rtol=1e-13, atol=1e-14)
 
 
