@@ -8,7 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from ctgate.fields import GRU, LSTM, LTC, GatedRate, Leaky, MultiGate, ScalarGate, Stack, VectorField
+from ctgate.fields import (
+    GRU,
+    LSTM,
+    LTC,
+    Field,
+    GatedRate,
+    Leaky,
+    MultiGate,
+    ScalarGate,
+    Stack,
+    VectorField,
+)
 
 Array = np.ndarray
 Parameters = dict[str, Array]
@@ -192,3 +203,35 @@ class Tools:
 @pytest.fixture(scope="session")
 def tools() -> Tools:
     return Tools()
+
+
+class Wrapped(torch.nn.Module):
+    """An equation of somebody else, with a parameter and a dependence on time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix = torch.nn.Parameter(torch.full((4, 4), 0.3, dtype=torch.float64))
+
+    def forward(self, t: torch.Tensor, h: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+        return torch.cos(t) * torch.tanh(h @ self.matrix.T) - h + u.sum(-1, keepdim=True)
+
+
+VARIANTS: list[tuple[str, Case | None, dict[str, Any]]] = [
+    *((case.name, case, {}) for case in CASES),
+    *(
+        (f"{case.name}-learned-tau", case, {"learn_tau": True, "layernorm": True})
+        for case in CASES
+        if case.layernorm
+    ),
+    *((f"{case.name}-learned-tau", case, {"learn_tau": True}) for case in CASES if not case.layernorm),
+    ("Field", None, {}),
+]
+
+
+@pytest.fixture(params=VARIANTS, ids=lambda variant: variant[0])
+def field(request: pytest.FixtureRequest, tools: Tools) -> VectorField:
+    """Every kind of field, with 3 channels and 4 units; plain, and with all that can be learned."""
+    _, case, options = request.param
+    if case is None:
+        return Field(Wrapped(), state_size=4, input_size=3)
+    return tools.field(case, 3, 4, tau=0.6, **options)

@@ -195,6 +195,14 @@ def test_field_gets_float64_time(tools):
     assert field.initial_state((2,)).shape == (2, 3)
 
 
+def test_field_shows_what_it_wraps():
+    def swing(t, h, u):
+        return -h
+
+    assert repr(Field(swing)) == "Field(swing)"
+    assert "Linear()" in repr(Field(Linear()))
+
+
 def test_time_keeps_its_gradient(tools):
     t = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
     Field(lambda t, h, u: t**2 * h)(t, torch.ones(2, dtype=torch.float64)).sum().backward()
