@@ -39,8 +39,8 @@ class VectorField(nn.Module, abc.ABC):
             whole trajectory can be evaluated in one call.
         gate_names: the keys of :meth:`gates`.
 
-    Source: THEORY.md 1 and 7; the reading of gates as inverse time constants follows C. Tallec and Y. Ollivier,
-    arXiv 1804.11188.
+    Source: THEORY.md 1 and 7; the reading of gates as inverse time constants follows C. Tallec and Y.
+    Ollivier, arXiv 1804.11188.
     """
 
     input_size: int | None
