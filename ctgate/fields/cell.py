@@ -46,7 +46,7 @@ class Cell(VectorField, abc.ABC):
         biases: names of the bias vectors, each ``(rows,)``; ``bias=False`` sets them to None.
         tau: unit of time [time], a positive scalar or one value per unit. A fixed ``tau`` is the buffer
             ``fixed_tau``; with ``learn_tau=True`` the parameter is ``log_tau`` and ``tau = exp(log_tau)``. It
-            has the dtype of the weights: a field made in float32 and then converted keeps tau to 7 digits only.
+            has the dtype of the weights: a field made in float32 and converted keeps tau to 7 digits only.
         layernorm: normalise the candidate's pre-activation (J. L. Ba, J. R. Kiros and G. E. Hinton,
             arXiv 1607.06450).
         generator: source of the initial weights; None draws from torch's global generator.
