@@ -111,7 +111,7 @@ def fit(
     path = None if checkpoint is None else Path(checkpoint)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-    run = _Training(parameters, optimizer, scheduler, dict(generators or {}), dict(settings or {}))
+    run = _Training(_parts(parameters), optimizer, scheduler, dict(generators or {}), dict(settings or {}))
     if resume and path is not None and path.exists():
         run.restore(path)
 
@@ -146,13 +146,13 @@ class _Training:
 
     def __init__(
         self,
-        parameters: nn.Module | Mapping[str, nn.Module | Tensor],
+        parts: dict[str, nn.Module | Tensor],
         optimizer: torch.optim.Optimizer,
         scheduler: torch.optim.lr_scheduler.LRScheduler | None,
         generators: dict[str, torch.Generator],
         settings: dict[str, Setting],
     ) -> None:
-        self.parts = _parts(parameters)
+        self.parts = parts
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.generators = generators
