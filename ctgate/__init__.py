@@ -1,3 +1,70 @@
 """Gated recurrent networks as continuous-time systems whose gates are inverse time constants."""
 
 __version__ = "0.1.0"
+
+from ctgate.algorithms import (
+    RK4,
+    Bosh3,
+    Dopri5,
+    Dopri8,
+    Euler,
+    ExponentialEuler,
+    ExponentialMidpoint,
+    Heun,
+    Midpoint,
+)
+from ctgate.controls import Control, CubicHermite, FunctionControl, LinearInterpolation, ZeroOrderHold
+from ctgate.fields import (
+    GRU,
+    LSTM,
+    LTC,
+    Field,
+    GatedRate,
+    Leaky,
+    MultiGate,
+    ScalarGate,
+    Stack,
+    VectorField,
+)
+from ctgate.problem import ODEProblem, remake
+from ctgate.retcode import ReturnCode, SolveError
+from ctgate.sensealg import BacksolveAdjoint, DiscreteAdjoint
+from ctgate.solution import Solution
+from ctgate.solve import solve
+from ctgate.storage import load
+
+__all__ = [
+    "GRU",
+    "LSTM",
+    "LTC",
+    "RK4",
+    "BacksolveAdjoint",
+    "Bosh3",
+    "Control",
+    "CubicHermite",
+    "DiscreteAdjoint",
+    "Dopri5",
+    "Dopri8",
+    "Euler",
+    "ExponentialEuler",
+    "ExponentialMidpoint",
+    "Field",
+    "FunctionControl",
+    "GatedRate",
+    "Heun",
+    "Leaky",
+    "LinearInterpolation",
+    "Midpoint",
+    "MultiGate",
+    "ODEProblem",
+    "ReturnCode",
+    "ScalarGate",
+    "Solution",
+    "SolveError",
+    "Stack",
+    "VectorField",
+    "ZeroOrderHold",
+    "load",
+    "remake",
+    "solve",
+]

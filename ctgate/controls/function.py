@@ -1,0 +1,151 @@
+"""A function of time as a control."""
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ctgate.controls.base import Control, Piece, Times, check_side
+from ctgate.controls.times import FLOAT64_EPS, Domain, as_float64, check_times, rounding_of
+
+
+class FunctionControl(Control):
+    r"""The control :math:`u(t) = fn(t)`.
+
+    Parameters
+    ----------
+    fn: takes a 0-dim float64 tensor t [time] and returns ``(*batch, channel)``; its dtype and device are the
+        control's. It is called once per time, with t where the caller's time is, on the CPU for a float.
+    knots: increasing times at which fn or one of its derivatives jumps. fn is never called at a knot: both
+        limits are taken a few units in the last place (of the knots' dtype) beside it, so it does not matter
+        on which side of the jump fn counts the knot itself.
+    channels: checked at each call when given.
+    support: (low, high), where fn may be called; None for everywhere.
+
+    Missing values, extrapolation and gradients are those of fn. It may capture tensors that require grad;
+    where an adjoint is integrated by hand, fn must be an ``nn.Module`` that has them among its parameters,
+    which are the coefficients of its pieces. ``batch_shape`` is ``()``, since it is not known before a call,
+    and ``continuous`` is whether there are no knots.
+
+    Raises: TypeError or ValueError for knots that do not increase, a support that is not an interval, and,
+    when called, for a result that is no ``(*batch, channel)`` tensor.
+
+    Source: THEORY.md 5 (Controls).
+    """
+
+    shared = True
+
+    def __init__(
+        self,
+        fn: Callable[[Tensor], Tensor],
+        *,
+        knots: Times = (),
+        channels: int | None = None,
+        support: tuple[float | int, float | int] | None = None,
+    ) -> None:
+        times, resolution = as_float64(knots, "knots")
+        if times.ndim != 1:
+            raise ValueError(f"FunctionControl: knots has shape {tuple(times.shape)}; it must be (knot,)")
+        if times.requires_grad:
+            raise ValueError("FunctionControl: knots requires grad; knots never carry gradients, detach them")
+        check_times(times, "knots", resolution)
+        if channels is not None and channels < 0:
+            raise ValueError(f"FunctionControl: channels is {channels}; it must be at least 0, or None")
+        low, high = (-math.inf, math.inf) if support is None else (float(support[0]), float(support[1]))
+        if not low < high:
+            raise ValueError(
+                f"FunctionControl: support is ({low}, {high}); it must be (low, high), low < high"
+            )
+        self.fn = fn
+        self.channels = channels
+        self.batch_shape = torch.Size()
+        self.resolution = resolution if len(times) else FLOAT64_EPS
+        self.continuous = len(times) == 0
+        self._knots: tuple[float, ...] = tuple(times.tolist())
+        remedy = "stay inside, or construct it with a wider support="
+        self._domain = Domain("FunctionControl", low, high, self.resolution, remedy)
+
+    @property
+    def support(self) -> tuple[float, float]:
+        """Where fn may be called [time]."""
+        return self._domain.low, self._domain.high
+
+    @property
+    def knots(self) -> tuple[float, ...]:
+        """The knots as floats."""
+        return self._knots
+
+    def __call__(self, t: Times, side: str = "right") -> Float[Tensor, "*batch channel"]:
+        """fn(t): ``(*batch, channel)`` at one time, ``(time, *batch, channel)`` at a vector, time by time.
+
+        Raises: ValueError for a time outside the support, a ``t`` that is neither one time nor a vector of at
+        least one, another ``side``; TypeError or ValueError for a result that is no tensor (*batch, channel).
+        """
+        check_side(side)
+        times = t.to(torch.float64) if isinstance(t, Tensor) else as_float64(t, "t")[0]
+        if times.ndim > 1 or times.numel() == 0:
+            raise ValueError(
+                f"t has shape {tuple(times.shape)}; it must be one time, or (time,) with at least one"
+            )
+        if times.ndim == 0:
+            return self._limit(times, side)
+        return torch.stack([self._limit(time, side) for time in times.unbind(0)])
+
+    def on(self, start: float, stop: float) -> Piece:
+        """u on [start, stop], which contains no knot inside, as a function of one time.
+
+        Times are moved into the piece that contains the middle of the interval before fn sees them.
+
+        Raises: ValueError if start is not before stop, the interval leaves the support or has a knot inside.
+        """
+        after = bisect_right(self._knots, self._domain.middle(start, stop))
+        self._domain.check_free(start, stop, self._knots[max(after - 1, 0) : after + 1])
+        low, high = self._inside(after)
+
+        def value(t: float | Tensor) -> Tensor:
+            return self._value(torch.as_tensor(t, dtype=torch.float64).clamp(low, high))
+
+        parameters = tuple(self.fn.parameters()) if isinstance(self.fn, nn.Module) else ()
+        return Piece(value, parameters)
+
+    def _limit(self, t: Tensor, side: str) -> Tensor:
+        low, high = self.support
+        if not self._knots and (low, high) == (-math.inf, math.inf):
+            # Nothing to look up, so t may be without a value, as under vmap.
+            return self._value(t)
+        number = float(t)
+        self._domain.check(number)
+        rounding = rounding_of(number, self.resolution)
+        after = bisect_right(self._knots, number + rounding)
+        if after and self._knots[after - 1] >= number - rounding:
+            # At a knot: the piece on the side that was asked for, if the support has one there.
+            knot = self._knots[after - 1]
+            if (side == "left" and knot > low) or knot >= high:
+                after -= 1
+        return self._value(t.clamp(*self._inside(after)))
+
+    def _inside(self, after: int) -> tuple[float, float]:
+        """The first and last time at which fn may be called between the knots ``after - 1`` and ``after``."""
+        low, high = self.support
+        if after > 0:
+            knot = self._knots[after - 1]
+            low = max(low, math.nextafter(knot + rounding_of(knot, self.resolution), math.inf))
+        if after < len(self._knots):
+            knot = self._knots[after]
+            high = min(high, math.nextafter(knot - rounding_of(knot, self.resolution), -math.inf))
+        return low, high
+
+    def _value(self, t: Tensor) -> Tensor:
+        value = self.fn(t)
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            raise TypeError(f"FunctionControl: fn returned {kind}; it must return a floating-point tensor")
+        if value.ndim == 0 or (self.channels is not None and value.shape[-1] != self.channels):
+            size = "channel" if self.channels is None else self.channels
+            raise ValueError(
+                f"FunctionControl: fn returned shape {tuple(value.shape)}; it must be (*batch, {size})"
+            )
+        return value

@@ -1,0 +1,164 @@
+"""Three ways to read samples as a function of time: held, joined by lines, joined by cubics."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ctgate.controls.base import Curve
+from ctgate.controls.sampled import Observations, SampledControl
+from ctgate.controls.values import wrong_length
+
+
+class ZeroOrderHold(SampledControl):
+    r"""Values held constant, the input of a discrete cell:
+
+    .. math:: u(t) = x_k \quad \text{for } t_k \le t < t_{k+1}.
+
+    ``len(ts) == len(xs) + 1`` gives the edges; ``len(ts) == len(xs)`` gives the left edges, and the last
+    interval is then as long as the one before it. One value needs two edges.
+
+    Missing: an entry whose value is NaN keeps its last observation. Before its first observation there is
+    nothing to keep: an error, or with ``extrapolate="hold"`` the first observation, which looks ahead.
+
+    Causal: u(t) depends on values at or before t alone, so changing ``x_k`` changes nothing before ``t_k``
+    (except in front of a first observation, as said).
+
+    Parameters, shapes and errors as in the base class: times ``(time,)`` or ``(time, *batch)`` in the units
+    of tau, ``xs`` ``(time, *batch, channel)``.
+
+    Source: THEORY.md 5 (Controls).
+    """
+
+    _reads = 1
+    continuous = False
+
+    def _check_length(self, times: int, values: int, batch_first: bool) -> None:
+        if times not in (values, values + 1):
+            needed = f"{values} times (left edges) or {values + 1} (edges)"
+            raise wrong_length("ZeroOrderHold", times, values, needed, batch_first)
+        if times == 1:
+            raise ValueError(
+                "ZeroOrderHold: ts has one time and xs one value; one value needs two edges, where it "
+                "begins and ends"
+            )
+
+    def _edges(self, ts: Tensor) -> Tensor:
+        return torch.cat([ts, 2.0 * ts[-1:] - ts[-2:-1]])
+
+    def _curve(self, observations: Observations) -> Curve:
+        (left,) = observations.values
+        return lambda t: left
+
+
+class LinearInterpolation(SampledControl):
+    r"""Values joined by straight lines:
+
+    .. math:: u(t) = x_k + \frac{t - t_k}{t_{k+1} - t_k} (x_{k+1} - x_k), \qquad t_k \le t \le t_{k+1}.
+
+    Missing: an entry whose value is NaN is crossed by the line between the observations around the gap.
+    Before its first and after its last observation there is no line: an error, or with
+    ``extrapolate="hold"`` the nearest observation.
+
+    Not causal: between two observations u depends on the second one, which lies ahead by the length of the
+    interval, or of the gap. Changing ``x_k`` changes nothing before the observation that precedes it.
+
+    ``len(ts) == len(xs)``, at least 2, or 1 with ``extrapolate="hold"`` (a constant). Parameters, shapes and
+    errors as in the base class.
+
+    Source: THEORY.md 5 (Controls); P. Kidger, J. Morrill, J. Foster, T. Lyons, Neural Controlled Differential
+    Equations for Irregular Time Series, arXiv 2005.08926, for data with missing values as a path.
+    """
+
+    _reads = 2
+    continuous = True
+
+    def _check_length(self, times: int, values: int, batch_first: bool) -> None:
+        self._check_one_time_per_value(times, values, batch_first)
+
+    def _edges(self, ts: Tensor) -> Tensor:
+        return ts
+
+    def _curve(self, observations: Observations) -> Curve:
+        left, right = observations.values
+        start, stop = observations.times
+        span = _gap(start, stop)
+        return lambda t: torch.lerp(left, right, _weight(_fraction(t, start, span), left))
+
+
+class CubicHermite(SampledControl):
+    r"""Values joined by cubics whose slopes are backward differences,
+
+    .. math:: m_k = \frac{x_k - x_{k-1}}{t_k - t_{k-1}}, \qquad m_0 = \frac{x_1 - x_0}{t_1 - t_0},
+
+    so u is once continuously differentiable and the slope at a knot uses the past alone. The first knot has
+    no past: its slope is that of the first chord, and the first piece is a line. With
+    :math:`\Delta_k = t_{k+1} - t_k` and :math:`w = (t - t_k)/\Delta_k` the cubic is
+
+    .. math:: u(t) = (1 - w)\,x_k + w\,x_{k+1} + w (1 - w)^2 \,[\Delta_k m_k - (x_{k+1} - x_k)].
+
+    Missing: the knots of an entry are its observations, values and slopes alike; one cubic crosses a gap.
+    Before its first and after its last observation: an error, or with ``extrapolate="hold"`` the nearest
+    observation.
+
+    Causal up to one interval: between two observations u depends on the second one, and on nothing beyond,
+    unlike a spline. Changing ``x_k`` changes nothing before the observation that precedes it, nor the value
+    there, nor the slope there (but at a first knot, which has no past).
+
+    ``len(ts) == len(xs)``, at least 2, or 1 with ``extrapolate="hold"`` (a constant). Parameters, shapes and
+    errors as in the base class.
+
+    Source: THEORY.md 5 (Controls); J. Morrill, P. Kidger, L. Yang, T. Lyons, Neural Controlled Differential
+    Equations for Online Prediction Tasks, arXiv 2106.11028, for Hermite cubics with backward differences;
+    P. Kidger, J. Morrill, J. Foster, T. Lyons, arXiv 2005.08926.
+    """
+
+    _reads = 3
+    continuous = True
+
+    def _check_length(self, times: int, values: int, batch_first: bool) -> None:
+        self._check_one_time_per_value(times, values, batch_first)
+
+    def _edges(self, ts: Tensor) -> Tensor:
+        return ts
+
+    def _curve(self, observations: Observations) -> Curve:
+        left, right, before = observations.values
+        start, stop, earlier = observations.times
+        span = _gap(start, stop)
+        bent, ratio = _bend(start, stop, earlier)
+
+        def cubic(t: float | Tensor) -> Tensor:
+            w = _fraction(t, start, span)
+            bump = bent * w * (1.0 - w) ** 2
+            past = _weight(bump * ratio, left) * (left - before)
+            line = torch.lerp(left, right, _weight(w, left))
+            return line + (past - _weight(bump, left) * (right - left))
+
+        return cubic
+
+
+def _gap(start: Any, stop: Any) -> Any:
+    """Length of a piece; infinite where it has one observation only, which makes it constant."""
+    if isinstance(start, Tensor):
+        return torch.where(stop > start, stop - start, torch.inf)
+    return stop - start if stop > start else float("inf")
+
+
+def _fraction(t: Any, start: Any, span: Any) -> Any:
+    """(t - start) / span, in float64."""
+    return ((t.to(torch.float64) if isinstance(t, Tensor) else t) - start) / span
+
+
+def _weight(w: Any, values: Tensor) -> Tensor | float:
+    """A weight that multiplies ``values`` without changing their dtype."""
+    return w.to(values) if isinstance(w, Tensor) else w
+
+
+def _bend(start: Any, stop: Any, earlier: Any) -> tuple[Any, Any]:
+    """1 where an earlier observation bends the piece, else 0; and its length over that of the one before."""
+    if not isinstance(start, Tensor):
+        return (1.0, (stop - start) / (start - earlier)) if earlier < start < stop else (0.0, 0.0)
+    bent = (earlier < start) & (start < stop)
+    ratio = torch.where(bent, stop - start, 0.0) / torch.where(bent, start - earlier, 1.0)
+    return bent.to(start.dtype), ratio

@@ -1,0 +1,50 @@
+"""What to tell a person whose solve failed."""
+
+import torch
+from torch import Tensor
+
+from ctgate.integrators.recorder import Recorder
+from ctgate.problem import ODEProblem
+from ctgate.retcode import ReturnCode
+
+_ADVICE = {
+    ReturnCode.MAX_STEPS: "raise max_steps, loosen rtol and atol, or, where one rate is far above the others, take "
+    "ExponentialMidpoint(dt)",
+    ReturnCode.DT_UNDERFLOW: "loosen rtol and atol, solve in float64, or look for a singularity of the field there",
+    ReturnCode.UNSTABLE: "take a smaller dt (explicit steps need dt * rate below about 2), take an exponential method, "
+    "or look for weights or inputs that are too large",
+    ReturnCode.INTERRUPTED: "call solve again, or use the part that is there",
+}
+
+
+@torch.no_grad()
+def describe_failure(prob: ODEProblem, recorder: Recorder, code: ReturnCode, detail: str) -> str:
+    """Time, step, worst unit and its rate at the last good state, and what to try."""
+    if recorder.outputs:
+        t, h = recorder.outputs[-1]
+    else:
+        t, h = prob.tspan[0], prob.h0
+    u = None if prob.control is None else prob.control(t)
+    rate, drive = prob.rate_drive(torch.tensor(t, dtype=torch.float64, device=h.device), h, u)
+    speed = (drive - rate * h).abs()
+    unit = int(speed.nan_to_num(nan=torch.inf).argmax())
+    where = [int(i) for i in torch.unravel_index(torch.tensor(unit), h.shape)]
+    sample = f" of sample {tuple(where[:-1])}" if len(where) > 1 else ""
+    step = "" if recorder.last_step is None else f", step {recorder.last_step[1] - recorder.last_step[0]:.3g}"
+    return (
+        f"{detail} (good until t = {t:.9g}{step}; worst is {_unit_name(prob, where[-1])}{sample}: "
+        f"h = {_at(h, where):.4g}, dh/dt = {_at(drive - rate * h, where):.4g}, rate = {_at(rate, where):.4g} per unit "
+        f"time); to try: {_ADVICE[code]}"
+    )
+
+
+def _at(x: Tensor, where: list[int]) -> float:
+    return float(x[tuple(where)])
+
+
+def _unit_name(prob: ODEProblem, index: int) -> str:
+    for name, part in prob.field.components.items():
+        positions = range(*part.indices(prob.h0.shape[-1]))
+        if index in positions:
+            return f"unit {positions.index(index)} of {name}"
+    return f"unit {index}"

@@ -1,0 +1,72 @@
+"""The right-hand side as an integrator sees it: counted, checked, on one knot interval."""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from ctgate.integrators.grid import Input
+from ctgate.integrators.recorder import Stats
+from ctgate.problem import ODEProblem
+
+
+class Dynamics:
+    """Evaluates a problem's field, counts the evaluations and checks the first result.
+
+    Evaluations after :meth:`finish_forward` count as backward ones: they come from steps taken again, or
+    from an adjoint solve.
+    """
+
+    def __init__(self, prob: ODEProblem, stats: Stats) -> None:
+        self.prob = prob
+        self.stats = stats
+        self._forward = True
+        self._checked = False
+
+    def finish_forward(self) -> None:
+        """From now on evaluations belong to the backward pass."""
+        self._forward = False
+
+    def rhs(self, u: Input) -> Callable[[float | Tensor, Tensor], Tensor]:
+        """dh/dt as a function of (t, h) under the input ``u``."""
+
+        def derivative(t: float | Tensor, h: Tensor) -> Tensor:
+            self._count()
+            value = self.prob.derivative(t, h, u(t))
+            if not self._checked:
+                self._check("dh/dt", value)
+            return value
+
+        return derivative
+
+    def rate_drive(self, u: Input) -> Callable[[float | Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """(rate, drive) as a function of (t, h) under the input ``u``."""
+
+        def evaluate(t: float | Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+            self._count()
+            rate, drive = self.prob.rate_drive(t, h, u(t))
+            if not self._checked:
+                self._check("rate", rate)
+                self._check("drive", drive)
+            return rate, drive
+
+        return evaluate
+
+    def _count(self) -> None:
+        if self._forward:
+            self.stats.evaluations += 1
+        else:
+            self.stats.evaluations_backward += 1
+
+    def _check(self, name: str, value: object) -> None:
+        h0 = self.prob.h0
+        if not isinstance(value, Tensor):
+            raise TypeError(f"the field returned {type(value).__name__} for {name}; it must return a tensor")
+        if value.shape != h0.shape:
+            raise ValueError(
+                f"the field returned {name} of shape {tuple(value.shape)}; it must have the state's, {tuple(h0.shape)}"
+            )
+        if value.dtype != h0.dtype:
+            raise ValueError(f"the field returned {name} as {value.dtype}; it must have the state's dtype, {h0.dtype}")
+        if value.device != h0.device:
+            raise ValueError(f"the field returned {name} on {value.device}; h0 is on {h0.device}")
+        self._checked = True

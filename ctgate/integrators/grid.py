@@ -1,0 +1,72 @@
+"""Where steps may go: knot intervals, and the steps of a fixed-step method inside them."""
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ctgate.controls import Control, Piece
+
+FLOAT64_EPS = 2.0**-52
+
+
+class NoInput:
+    """The input of a problem without a control."""
+
+    coefficients: tuple[Tensor, ...] = ()
+
+    def __call__(self, t: float | Tensor) -> None:
+        return None
+
+
+Input = Piece | NoInput
+
+
+class Interval(NamedTuple):
+    """A stretch of time without a knot inside, and the input on it."""
+
+    start: float
+    stop: float
+    u: Input
+
+
+class Step(NamedTuple):
+    """One step of a fixed-step method: from ``start`` to ``stop``, of size ``dt`` on interval number ``interval``."""
+
+    start: float
+    stop: float
+    dt: float
+    interval: int
+
+
+def time_resolution(control: Control | None) -> float:
+    """Relative precision of the times of this problem: float64, or coarser if the control's times came so."""
+    return FLOAT64_EPS if control is None else max(FLOAT64_EPS, control.resolution)
+
+
+def intervals(control: Control | None, start: float, stop: float) -> list[Interval]:
+    """Cut [start, stop] at the knots of the control."""
+    if control is None:
+        return [Interval(start, stop, NoInput())]
+    slack = 4.0 * time_resolution(control) * max(abs(start), abs(stop))
+    inner = [knot for knot in control.knots if start + slack < knot < stop - slack]
+    edges = [start, *inner, stop]
+    return [Interval(a, b, control.on(a, b)) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+
+
+def steps(cuts: list[Interval], dt: float, resolution: float) -> Iterator[Step]:
+    """Steps of size ``dt`` from the start of each interval, the last one shortened to land on its end.
+
+    A step within 4 units in the last place of ``dt`` is ``dt``: times such as ``arange(T) * dt`` carry
+    rounding, and the discrete cell must not see it.
+    """
+    for number, cut in enumerate(cuts):
+        slack = 4.0 * resolution * max(abs(cut.start), abs(cut.stop), dt)
+        length = cut.stop - cut.start
+        count = max(1, math.ceil((length - slack) / dt))
+        for k in range(count):
+            start = cut.start + k * dt
+            stop = cut.stop if k == count - 1 else cut.start + (k + 1) * dt
+            size = stop - start
+            yield Step(start, stop, dt if abs(size - dt) <= slack else size, number)

@@ -1,0 +1,110 @@
+"""What an integrator reports while it runs: accepted steps, the states to keep, the counts."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ctgate.integrators.grid import Input
+from ctgate.problem import decide
+from ctgate.retcode import Halt, ReturnCode
+
+Callback = Callable[[float, Tensor], bool | None]
+
+
+@dataclass
+class Stats:
+    """What a solve cost.
+
+    ``evaluations`` counts calls of the field in the forward pass; ``evaluations_backward`` those of the
+    backward pass (steps taken again, or an adjoint solve), and grows when ``backward()`` runs. ``wall_time``
+    is that of the forward pass [s].
+    """
+
+    algorithm: str
+    engine: str
+    sensealg: str
+    evaluations: int = 0
+    evaluations_backward: int = 0
+    accepted: int = 0
+    rejected: int = 0
+    wall_time: float = 0.0
+
+
+class Output(NamedTuple):
+    """A state that the solve keeps."""
+
+    t: float
+    h: Tensor
+
+
+class AcceptedStep(NamedTuple):
+    """One accepted step: its ends in time, the states there, and the input on it."""
+
+    start: float
+    stop: float
+    left: Tensor
+    right: Tensor
+    u: Input
+
+
+Keep = Callable[[AcceptedStep], Iterable[Output]]
+
+
+class Recorder:
+    """Collects a solve's outputs and lets the callback and the progress bar see each accepted step."""
+
+    def __init__(
+        self,
+        stats: Stats,
+        keep: Keep,
+        callback: Callback | None,
+        advance_bar: Callable[[float], object],
+        max_steps: int | None,
+    ) -> None:
+        self.stats = stats
+        self.keep = keep
+        self.outputs: list[Output] = []
+        self.last_step: tuple[float, float] | None = None
+        self.max_steps = max_steps
+        self._callback = callback
+        self._advance_bar = advance_bar
+
+    @property
+    def watched(self) -> bool:
+        """Whether a callback wants to see each step as it is accepted."""
+        return self._callback is not None
+
+    def accept(self, step: AcceptedStep) -> None:
+        """One accepted step of an adaptive method."""
+        self.outputs.extend(self.keep(step))
+        self.observe(step.start, step.stop, step.right)
+
+    def observe(self, start: float, stop: float, h: Tensor) -> None:
+        """Count a step and show its end to the callback and the bar, without keeping anything."""
+        self.stats.accepted += 1
+        self.last_step = (start, stop)
+        self._advance_bar(stop - start)
+        if self._callback is not None and self._callback(stop, h):
+            raise Halt(ReturnCode.TERMINATED, f"the callback ended the solve at t = {stop:.9g}")
+
+    def extend(self, ends: Sequence[tuple[float, float]], outputs: Sequence[Output], h: Tensor) -> None:
+        """Several accepted steps of a fixed-step method at once; ``h`` is the state after the last."""
+        if decide(torch.isfinite(h).all()) is False:
+            good = list(takewhile(lambda output: bool(torch.isfinite(output.h).all()), outputs))
+            self.outputs.extend(good)
+            self.stats.accepted += len(ends)
+            reached = good[-1].t if good else ends[0][0]
+            self.last_step = next((end for end in ends if end[1] > reached), ends[-1])
+            raise Halt(ReturnCode.UNSTABLE, f"the state is not finite after t = {reached:.9g}")
+        self.outputs.extend(outputs)
+        if self._callback is None:
+            self.stats.accepted += len(ends)
+            self.last_step = ends[-1]
+            self._advance_bar(ends[-1][1] - ends[0][0])
+            return
+        for (start, stop), output in zip(ends, outputs, strict=True):
+            self.observe(start, stop, output.h)

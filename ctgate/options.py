@@ -1,0 +1,92 @@
+"""The shared controls of ``solve``, checked and filled in before any work."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ctgate.algorithms import Algorithm, Bosh3, Dopri5
+from ctgate.integrators.grid import time_resolution
+from ctgate.problem import ODEProblem
+from ctgate.sensealg import BacksolveAdjoint, DiscreteAdjoint, SensitivityAlgorithm
+
+_ADAPTIVE_MAX_STEPS = 100_000
+_TOLERANCES = {torch.float64: (1e-6, 1e-8), torch.float32: (1e-4, 1e-6)}
+
+
+def choose_algorithm(alg: Algorithm | None, rtol: float | None) -> tuple[Algorithm, str]:
+    """The algorithm, and the reason for it where nobody chose."""
+    if alg is None:
+        if rtol is not None and rtol >= 1e-3:
+            return Bosh3(), " (default for rtol >= 1e-3)"
+        return Dopri5(), " (default)"
+    if not isinstance(alg, Algorithm):
+        raise TypeError(f"alg is {alg!r}; it must be an algorithm such as ct.Dopri5() or ct.Euler(dt=0.1)")
+    return alg, ""
+
+
+def check_sensealg(sensealg: SensitivityAlgorithm | None, alg: Algorithm) -> SensitivityAlgorithm:
+    """The sensitivity algorithm, by default the discrete adjoint."""
+    if sensealg is None:
+        return DiscreteAdjoint()
+    if not isinstance(sensealg, DiscreteAdjoint | BacksolveAdjoint):
+        raise TypeError(f"sensealg is {sensealg!r}; it must be ct.DiscreteAdjoint() or ct.BacksolveAdjoint()")
+    if isinstance(sensealg, BacksolveAdjoint) and not alg.adaptive:
+        raise ValueError(
+            f"sensealg is BacksolveAdjoint() and alg is {alg}; backsolve needs an adaptive method: "
+            "Bosh3(), Dopri5() or Dopri8()"
+        )
+    return sensealg
+
+
+def check_tolerances(
+    alg: Algorithm, rtol: float | None, atol: float | None, dtype: torch.dtype
+) -> tuple[float, float] | None:
+    """(rtol, atol) of an adaptive method; None for a fixed-step one, which has none."""
+    for name, value in (("rtol", rtol), ("atol", atol)):
+        if value is None:
+            continue
+        if not alg.adaptive:
+            raise ValueError(f"{name} is {value!r} and alg is {alg}; a fixed-step method has no tolerances, only dt")
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise TypeError(f"{name} is {value!r}; it must be a float")
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"{name} is {value!r}; it must be positive and finite")
+    if not alg.adaptive:
+        return None
+    if rtol is None and atol is None and dtype not in _TOLERANCES:
+        raise ValueError(f"rtol and atol have no default for {dtype}; give both")
+    default_rtol, default_atol = _TOLERANCES.get(dtype, (0.0, 0.0))
+    relative = default_rtol if rtol is None else float(rtol)
+    if atol is not None:
+        return relative, float(atol)
+    return relative, default_atol if rtol is None else relative * default_atol / default_rtol
+
+
+def check_max_steps(max_steps: int | None, alg: Algorithm) -> int | None:
+    """The most steps tried; None is no limit."""
+    if max_steps is None:
+        return _ADAPTIVE_MAX_STEPS if alg.adaptive else None
+    if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
+        raise ValueError(f"max_steps is {max_steps!r}; it must be a positive integer")
+    return max_steps
+
+
+def check_saveat(saveat: Sequence[float] | Tensor, prob: ODEProblem) -> list[float]:
+    """The saved times as floats, the ends of tspan snapped to where they are off by rounding only."""
+    times = torch.as_tensor(saveat, dtype=torch.float64).detach().cpu()
+    if times.ndim != 1 or len(times) == 0:
+        raise ValueError(f"saveat has shape {tuple(times.shape)}; it must be a list of at least one time, (time,)")
+    start, stop = prob.tspan
+    eps = time_resolution(prob.control)
+    if isinstance(saveat, Tensor) and saveat.is_floating_point():
+        eps = max(eps, torch.finfo(saveat.dtype).eps)
+    slack = 4 * eps * max(abs(start), abs(stop))
+    saves = [start if abs(t - start) <= slack else stop if abs(t - stop) <= slack else t for t in times.tolist()]
+    for number, t in enumerate(saves):
+        if not start <= t <= stop:
+            raise ValueError(f"saveat[{number}] is {t}; it must be inside tspan, {prob.tspan}")
+        if number and t <= saves[number - 1]:
+            raise ValueError(f"saveat[{number}] is {t} after {saves[number - 1]}; the times must increase")
+    return saves

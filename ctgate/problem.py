@@ -1,0 +1,183 @@
+"""The initial value problem: a field, an initial state, a span of time, an input."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ctgate.controls import Control
+from ctgate.fields import VectorField
+from ctgate.fields.base import broadcasts_to
+
+
+def decide(condition: Tensor) -> bool | None:
+    """A tensor condition as a bool, or None where it has no value: under ``torch.func.vmap`` there is one per sample."""
+    try:
+        return bool(condition)
+    except RuntimeError as error:
+        if "vmap" not in str(error):
+            raise
+        return None
+
+
+class _Method(nn.Module):
+    """Makes one method of a field callable by ``functional_call``, which calls modules only."""
+
+    def __init__(self, field: VectorField, name: str) -> None:
+        super().__init__()
+        self.field = field
+        self.name = name
+
+    def forward(self, *args: Any) -> Any:
+        return getattr(self.field, self.name)(*args)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ODEProblem:
+    r"""The problem :math:`dh/dt = -rate(t,h,u)\,h + drive(t,h,u)`, :math:`h(t_0) = h_0`, u = control(t).
+
+    Parameters
+    ----------
+    field: a :class:`ctgate.VectorField`; wrap a plain function ``fn(t, h, u)`` in :class:`ctgate.Field`.
+    h0: initial state, ``(*batch, state)``, finite.
+    tspan: ``(t0, t1)`` in the units of the field's tau, ``t0 < t1``, inside the control's support.
+    control: a :class:`ctgate.Control` with values ``(*batch, channel)`` at each time; its batch may
+        broadcast against that of ``h0``. None for a field without input.
+    parameters: values in place of ``field.named_parameters()``, a dict in their names (any subset), so that
+        ``torch.func.grad`` and ``vmap`` over parameters work through :func:`ctgate.solve`.
+
+    Raises: TypeError or ValueError naming the argument, what it was and what it must be.
+
+    Source: THEORY.md 1.
+    """
+
+    field: VectorField
+    h0: Float[Tensor, "*batch state"]
+    tspan: tuple[float, float]
+    control: Control | None = None
+    parameters: Mapping[str, Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.field, VectorField):
+            raise TypeError(
+                f"field is {type(self.field).__name__}; it must be a ctgate field: wrap fn(t, h, u) in ct.Field(fn)"
+            )
+        if self.control is not None and not isinstance(self.control, Control):
+            raise TypeError(
+                f"control is {type(self.control).__name__}; it must be a ctgate control such as ct.ZeroOrderHold(ts, xs)"
+            )
+        object.__setattr__(self, "tspan", _checked_span(self.tspan))
+        self._check_state()
+        self._check_parameters()
+        self._check_control()
+
+    def _check_state(self) -> None:
+        if not isinstance(self.h0, Tensor) or not self.h0.is_floating_point():
+            kind = self.h0.dtype if isinstance(self.h0, Tensor) else type(self.h0).__name__
+            raise TypeError(f"h0 is {kind}; it must be a floating-point tensor of shape (*batch, state)")
+        size = self.field.state_size
+        if self.h0.ndim == 0 or (size is not None and self.h0.shape[-1] != size):
+            expected = "state" if size is None else size
+            raise ValueError(f"h0 has shape {tuple(self.h0.shape)}; it must be (*batch, {expected})")
+        if self.h0.device.type != "meta" and decide(torch.isfinite(self.h0).all()) is False:
+            first = (~torch.isfinite(self.h0)).nonzero()[0].tolist()
+            raise ValueError(f"h0[{', '.join(map(str, first))}] is {self.h0[tuple(first)].item()}; h0 must be finite")
+        for name, parameter in self.field.named_parameters():
+            self._check_companion(f"the field's {name}", parameter)
+
+    def _check_companion(self, name: str, tensor: Tensor) -> None:
+        if tensor.device != self.h0.device:
+            raise ValueError(f"{name} is on {tensor.device} and h0 on {self.h0.device}; they must be on one device")
+        if tensor.dtype != self.h0.dtype:
+            raise ValueError(f"{name} is {tensor.dtype} and h0 {self.h0.dtype}; they must have one dtype")
+
+    def _check_parameters(self) -> None:
+        if self.parameters is None:
+            return
+        known = dict(self.field.named_parameters())
+        for name, value in self.parameters.items():
+            if name not in known:
+                raise ValueError(f"parameters has {name!r}, which the field lacks; its parameters are {sorted(known)}")
+            if value.shape != known[name].shape:
+                raise ValueError(
+                    f"parameters[{name!r}] has shape {tuple(value.shape)}; it must be {tuple(known[name].shape)}"
+                )
+            self._check_companion(f"parameters[{name!r}]", value)
+
+    def _check_control(self) -> None:
+        size = self.field.input_size
+        if self.control is None:
+            if size:
+                raise ValueError(f"control is None and the field takes {size} input channels; give a ct.Control")
+            return
+        if not self.control.shared:
+            raise ValueError(
+                "control has per-sample times (time, *batch); solve integrates one span of time that all samples share: "
+                "give shared times (time,), for instance the union of the grids with NaN where a sample has no value"
+            )
+        start, stop = self.tspan
+        low, high = self.control.support
+        slack = 4 * self.control.resolution * max(abs(start), abs(stop))
+        if start < low - slack or stop > high + slack:
+            raise ValueError(
+                f"tspan is {self.tspan} and the control is known on [{low}, {high}]; tspan must lie inside, "
+                'or give the control extrapolate="hold"'
+            )
+        u = self.control(max(start, low))
+        if u.ndim == 0 or (size is not None and u.shape[-1] != size):
+            raise ValueError(f"control gives values of shape {tuple(u.shape)}; the field takes (*batch, {size})")
+        self._check_companion("the control's value", u)
+        batch = self.h0.shape[:-1]
+        if not broadcasts_to(u.shape[:-1], batch):
+            raise ValueError(
+                f"control gives values of shape {tuple(u.shape)}; their batch must broadcast to that of h0, {tuple(batch)}"
+            )
+
+    def rate_drive(self, t: float | Tensor, h: Tensor, u: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The field's (rate, drive) with this problem's parameters."""
+        rate, drive = self.call("rate_drive", t, h, u)
+        return rate, drive
+
+    def derivative(self, t: float | Tensor, h: Tensor, u: Tensor | None) -> Tensor:
+        """dh/dt with this problem's parameters."""
+        result: Tensor = self.call("forward", t, h, u)
+        return result
+
+    def call(self, method: str, *args: Any) -> Any:
+        """Call a method of the field with this problem's parameters in place."""
+        if self.parameters is None:
+            return getattr(self.field, method)(*args)
+        named = {f"field.{name}": value for name, value in self.parameters.items()}
+        return functional_call(_Method(self.field, method), named, args)
+
+    def named_parameters(self) -> dict[str, Tensor]:
+        """The parameters in force: the field's own, with ``parameters`` in their place."""
+        return {**dict(self.field.named_parameters()), **(self.parameters or {})}
+
+
+def _checked_span(tspan: object) -> tuple[float, float]:
+    try:
+        start, stop = (float(t) for t in tspan)  # type: ignore[attr-defined]
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"tspan is {tspan!r}; it must be a pair of times (t0, t1)") from error
+    if not (math.isfinite(start) and math.isfinite(stop) and start < stop):
+        raise ValueError(f"tspan is ({start}, {stop}); it must be finite with t0 < t1")
+    return start, stop
+
+
+def remake(prob: ODEProblem, **changes: Any) -> ODEProblem:
+    """The same problem with some parts replaced: ``remake(prob, h0=..., parameters=...)``.
+
+    Raises: TypeError for a name that a problem does not have.
+    """
+    known = [field.name for field in dataclasses.fields(prob)]
+    for name in changes:
+        if name not in known:
+            raise TypeError(f"remake got {name!r}; a problem has {known}")
+    return dataclasses.replace(prob, **changes)
+

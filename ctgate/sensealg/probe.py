@@ -1,0 +1,58 @@
+"""Find tensors that a field uses and that a hand-written backward pass would not see."""
+
+import inspect
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from ctgate.fields import Field
+from ctgate.integrators.grid import Interval
+from ctgate.problem import ODEProblem
+
+
+def refuse_captured(prob: ODEProblem, cut: Interval, known: Iterable[Tensor], who: str) -> None:
+    """Evaluate the field once with a graph and raise if a tensor outside ``known`` requires grad.
+
+    A pass that integrates an adjoint by hand returns gradients only for tensors that it was given; another one
+    would come back as None, or wrong, without a word. Two things it cannot see: a branch that is not taken at
+    this state, and what a field hides behind reentrant checkpointing.
+
+    Raises: ValueError with the tensor's name, or its shape where it has none.
+    """
+    with torch.enable_grad():
+        h = prob.h0.detach().requires_grad_()
+        t = torch.tensor(cut.start, dtype=torch.float64, device=h.device)
+        value = prob.derivative(t, h, cut.u(t))
+    tensors = [*known, h]
+    leaves = {id(tensor) for tensor in tensors}
+    inner = {tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None}
+    seen = set()
+    stack = [value.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen or node in inner:
+            continue
+        seen.add(node)
+        variable = getattr(node, "variable", None)
+        if variable is not None and id(variable) not in leaves:
+            raise ValueError(
+                f"{who}: the field uses {_describe(prob, variable)}, which requires grad and is not among its "
+                "parameters or the control's values, so its gradient would be lost; make it a parameter of the "
+                "field, or use DiscreteAdjoint()"
+            )
+        stack.extend(following for following, _ in node.next_functions)
+
+
+def _describe(prob: ODEProblem, tensor: Tensor) -> str:
+    field = prob.field
+    if isinstance(field, Field) and inspect.isfunction(field.fn):
+        variables = inspect.getclosurevars(field.fn)
+        for name, value in {**variables.globals, **variables.nonlocals}.items():
+            if value is tensor:
+                return f"the captured tensor {name!r} of shape {tuple(tensor.shape)}"
+    for name, module in field.named_modules():
+        for attribute, value in vars(module).items():
+            if value is tensor:
+                return f"the tensor {'.'.join(filter(None, (name, attribute)))!r} of shape {tuple(tensor.shape)}"
+    return f"a captured tensor of shape {tuple(tensor.shape)}"

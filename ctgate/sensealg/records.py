@@ -1,0 +1,50 @@
+"""Which derivative ``solve`` computes: frozen records."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class DiscreteAdjoint:
+    """Differentiate the accepted steps: the exact gradient of the numerical solution. The default.
+
+    The choice of the steps is outside the graph. Any tensor that the field uses receives its gradient,
+    captured ones included.
+
+    Parameters: ``checkpoints``, the number of states that the forward pass keeps. None keeps the whole
+    graph. Otherwise the steps between two checkpoints are taken again in the backward pass, so memory
+    falls from all steps to (all steps)/checkpoints plus checkpoints; about the square root of the number
+    of steps is best. Adaptive methods then choose their steps in a pass of its own.
+
+    Applicability: with ``checkpoints`` the field must be deterministic, and ``torch.func`` transforms do not
+    apply (torch refuses them by name). Reference: THEORY.md 6.
+    """
+
+    checkpoints: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.checkpoints is not None and (
+            isinstance(self.checkpoints, bool) or not isinstance(self.checkpoints, int) or self.checkpoints < 1
+        ):
+            raise ValueError(
+                f"DiscreteAdjoint(checkpoints=...): checkpoints is {self.checkpoints!r}; "
+                "it must be None or a positive integer"
+            )
+
+
+@dataclass(frozen=True)
+class BacksolveAdjoint:
+    r"""Integrate state and adjoint backwards in time (torchdiffeq's ``odeint_adjoint``), one call per knot
+    interval.
+
+    Memory does not grow with the number of steps, but the state is re-integrated backwards, which
+    amplifies errors by :math:`\exp\int (r_{max} - r_{min})\,dt` over each interval between saved times: with
+    gates whose time constants differ it is wrong without a word. Two leaky units, rates 5 and 0.5, the
+    fast driving the slow over 4 time units, give a relative gradient error of order 1 at rtol = 1e-6.
+    It is here for comparison (THEORY.md 6). A field that captures a tensor requiring grad other than its
+    parameters is refused.
+
+    Without ``saveat`` the solution is returned at the ends of tspan and at the knots.
+    """
+
+
+SensitivityAlgorithm = DiscreteAdjoint | BacksolveAdjoint

@@ -1,0 +1,185 @@
+"""Solutions with labels: as an xarray Dataset, and in netCDF and Zarr files."""
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from ctgate.algorithms import ALGORITHMS
+from ctgate.dense import Dense, Ends, Slopes, evaluate
+from ctgate.integrators.recorder import Stats
+from ctgate.retcode import ReturnCode
+from ctgate.solution import Solution
+
+_FORMAT = "ctgate solution 1"
+_NO_DENSE = "the file holds no dense output; save a solution that was solved with dense=True"
+
+
+def to_dataset(sol: Solution) -> xr.Dataset:
+    """A solution as a Dataset with dims ``time``, batch dims and ``unit``; see :meth:`ctgate.Solution.to_xarray`.
+
+    Variables: each component of the state, each gate, and, where the solution still has its problem, ``input``
+    and ``time_constant`` (1/rate, infinite where a gate is closed). Every variable has ``long_name`` and ``units``.
+    """
+    batch = _batch_dims(sol.hs.ndim - 2)
+    variables: dict[str, Any] = {}
+    sizes: dict[str, int] = {}
+
+    def add(name: str, values: Tensor, dim: str, long_name: str, units: str) -> None:
+        values = values.detach().cpu()
+        if sizes.setdefault(dim, values.shape[-1]) != values.shape[-1]:
+            dim = f"{name}_{dim}"
+        variables[name] = (("time", *batch, dim), values.numpy(), {"long_name": long_name, "units": units})
+
+    for name, part in sol.components.items():
+        add(name, sol.hs[..., part], _unit_dim(name), f"{name} state", "1")
+    for name, values in sol.gates().items():
+        add(name, values, _unit_dim(name), f"{name} gate", "1")
+    if sol.prob is not None:
+        add("time_constant", _time_constants(sol), "state", "time constant 1 / rate", "time")
+        if sol.prob.control is not None:
+            add("input", _inputs(sol), "channel", "input u(t)", "1")
+    time = ("time", sol.ts.cpu().numpy(), {"long_name": "time", "units": "units of tau"})
+    return xr.Dataset(variables, coords={"time": time}, attrs=_attributes(sol))
+
+
+def save(sol: Solution, path: str | Path) -> None:
+    """Write a solution with its dense output to ``.nc`` (h5netcdf) or ``.zarr``; the file appears whole or not at all.
+
+    Raises: ValueError for another suffix.
+    """
+    target = Path(path)
+    tree = xr.DataTree(to_dataset(sol), children={} if isinstance(sol.dense, str) else {"dense": _dense_tree(sol.dense)})
+    partial = target.with_name(target.name + f".partial-{os.getpid()}")
+    if target.suffix == ".nc":
+        tree.to_netcdf(partial, engine="h5netcdf")
+    elif target.suffix == ".zarr":
+        tree.to_zarr(partial, mode="w", consolidated=False)
+        if target.is_dir():
+            shutil.rmtree(target)
+    else:
+        raise ValueError(f"path is {str(target)!r}; its suffix must be .nc (netCDF) or .zarr (Zarr)")
+    os.replace(partial, target)
+
+
+def load(path: str | Path) -> Solution:
+    """Read a solution that :meth:`ctgate.Solution.save` wrote. Its ``prob`` is None; ``sol(t)`` and gates work.
+
+    Raises: FileNotFoundError; ValueError for a suffix or a file that is not a ctgate solution.
+    """
+    source = Path(path)
+    if source.suffix not in (".nc", ".zarr"):
+        raise ValueError(f"path is {str(source)!r}; its suffix must be .nc (netCDF) or .zarr (Zarr)")
+    if not source.exists():
+        raise FileNotFoundError(f"there is no file {str(source)!r}")
+    options: dict[str, Any] = {"engine": "h5netcdf"} if source.suffix == ".nc" else {"engine": "zarr", "consolidated": False}
+    with xr.open_datatree(source, **options) as tree:
+        root = tree.to_dataset().load()
+        nodes = tree["dense"].to_dataset().load() if "dense" in tree.children else None
+    if root.attrs.get("format") != _FORMAT:
+        raise ValueError(f"{str(source)!r} is not a ctgate solution: its format is {root.attrs.get('format')!r}")
+    record = json.loads(root.attrs["record"])
+    components = {name: slice(*bounds) for name, bounds in record["components"].items()}
+    hs = torch.cat([torch.from_numpy(root[name].values) for name in components], dim=-1)
+    return Solution(
+        ts=torch.from_numpy(root["time"].values),
+        hs=hs,
+        retcode=ReturnCode[root.attrs["retcode"]],
+        message=root.attrs["message"],
+        stats=Stats(**record["stats"]),
+        alg=ALGORITHMS[record["algorithm"]](**record["options"]),
+        prob=None,
+        tolerances=None if record["tolerances"] is None else (record["tolerances"][0], record["tolerances"][1]),
+        components=components,
+        output_slice=slice(*record["output"]),
+        dense=_NO_DENSE if nodes is None else _stored_dense(nodes),
+        stored={name: torch.from_numpy(root[name].values) for name in record["gates"]},
+    )
+
+
+def _batch_dims(count: int) -> list[str]:
+    return ["batch"] if count == 1 else [f"batch_{k}" for k in range(count)]
+
+
+def _unit_dim(name: str) -> str:
+    """``unit``, or ``layers.k.unit`` for a part of a layer: layers differ in size."""
+    layer, _, _ = name.rpartition(".")
+    return f"{layer}.unit" if layer else "unit"
+
+
+def _time_constants(sol: Solution) -> Tensor:
+    assert sol.prob is not None
+    values = evaluate(sol.prob, "time_constants", sol.ts, sol.hs)
+    assert isinstance(values, Tensor)
+    return values
+
+
+def _inputs(sol: Solution) -> Tensor:
+    assert sol.prob is not None and sol.prob.control is not None
+    us = sol.prob.control(sol.ts)
+    us = us.reshape(len(us), *(1,) * (sol.hs.ndim - us.ndim), *us.shape[1:])
+    return us.expand(*sol.hs.shape[:-1], us.shape[-1])
+
+
+def _attributes(sol: Solution) -> dict[str, Any]:
+    size = sol.hs.shape[-1]
+    record: Mapping[str, Any] = {
+        "algorithm": type(sol.alg).__name__,
+        "options": dataclasses.asdict(sol.alg),
+        "tolerances": sol.tolerances,
+        "components": {name: part.indices(size)[:2] for name, part in sol.components.items()},
+        "output": sol.output_slice.indices(size)[:2],
+        "gates": list(sol.gates()),
+        "stats": dataclasses.asdict(sol.stats),
+    }
+    return {
+        "format": _FORMAT,
+        "retcode": sol.retcode.name,
+        "message": sol.message,
+        "algorithm": sol.stats.algorithm,
+        "sensealg": sol.stats.sensealg,
+        "rtol": np.nan if sol.tolerances is None else sol.tolerances[0],
+        "atol": np.nan if sol.tolerances is None else sol.tolerances[1],
+        "dtype": str(sol.hs.dtype).removeprefix("torch."),
+        "device": str(sol.hs.device),
+        "gate_convention": "torch: the update gate z keeps the old state, rate = (1 - z) / tau",
+        "time_convention": "input x[k] acts on [t_k, t_{k+1}) under zero-order hold; gates at a jump are those after it",
+        "record": json.dumps(record),
+        **{f"{name}_version": version(name) for name in ("ctgate", "torch", "torchdiffeq", "xarray")},
+    }
+
+
+def _dense_tree(dense: Dense) -> xr.DataTree:
+    dims = ("node", *_batch_dims(dense.hs.ndim - 2), "state")
+    step = ("step", *dims[1:])
+    variables: dict[str, Any] = {
+        "node_time": ("node", dense.ts.cpu().numpy(), {"long_name": "time of the accepted node", "units": "units of tau"}),
+        "node_state": (dims, dense.hs.detach().cpu().numpy(), {"long_name": "state at the node", "units": "1"}),
+    }
+    if len(dense.ts) > 1:
+        with torch.no_grad():
+            slopes = dense.all_slopes()
+        for name, place, values in (("left", "start", slopes.left), ("right", "end", slopes.right)):
+            label = {"long_name": f"dh/dt at the {place} of the step", "units": "1 / time"}
+            variables[name] = (step, values.cpu().numpy(), label)
+        label = {"long_name": "coefficients of the bubbles of the dense output", "units": "1"}
+        variables["bubbles"] = (("bubble", *step), slopes.bubbles.cpu().numpy(), label)
+    return xr.DataTree(xr.Dataset(variables))
+
+
+def _stored_dense(nodes: xr.Dataset) -> Dense:
+    parts = {name: torch.from_numpy(nodes[name].values) for name in nodes.data_vars}
+
+    def slopes(ends: Ends, which: Tensor) -> Slopes:
+        return Slopes(parts["left"][which], parts["right"][which], parts["bubbles"][:, which])
+
+    return Dense(parts["node_time"], parts["node_state"], slopes)
