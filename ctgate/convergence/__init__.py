@@ -5,9 +5,10 @@ errors against cost for states and gradients, :func:`check_tableau` verifies the
 Runge-Kutta method.
 """
 
+from ctgate.convergence.measure import make_reference
 from ctgate.convergence.order import test_convergence
 from ctgate.convergence.slope import Slope, fit_slope
 from ctgate.convergence.tableau import check_tableau
 from ctgate.convergence.work import work_precision
 
-__all__ = ["Slope", "check_tableau", "fit_slope", "test_convergence", "work_precision"]
+__all__ = ["Slope", "check_tableau", "fit_slope", "make_reference", "test_convergence", "work_precision"]

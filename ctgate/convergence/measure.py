@@ -1,5 +1,6 @@
 """One run against a reference: how far off, at what cost, and whether the number says anything."""
 
+import dataclasses
 import math
 import time
 import warnings
@@ -20,11 +21,9 @@ from ctgate.sensealg import SensitivityAlgorithm
 from ctgate.solution import Solution
 from ctgate.solve import solve
 
-Reference = Callable[[float], Tensor] | Tensor
 LossFunction = Callable[[Solution], Tensor]
 
-# The self-reference is solved to this many units in the last place per step. Its doubt is the difference
-# from a solve that is ten times looser.
+# The self-reference is solved to this many units in the last place per step, its check to more.
 _REFERENCE_ULPS = 500.0
 _LOOSER = 10.0
 # An error counts as measured from this multiple of what rounding and the reference leave open.
@@ -33,7 +32,14 @@ _CLEAR = 10.0
 
 @dataclass(frozen=True)
 class Target:
-    """What runs are compared with: states (time, *batch, state), gradients by name, the doubt about both."""
+    """What runs are compared with, and how far it can be trusted.
+
+    ``states`` (time, *batch, state) at ``saveat``; ``gradients`` of a loss by name, empty without one; the
+    doubt about both, in the measures of :func:`state_error` and :func:`gradient_error`; ``source`` in
+    words.
+    """
+
+    saveat: list[float]
 
     states: Tensor
     gradients: dict[str, Tensor]
@@ -45,6 +51,9 @@ class Target:
     def scale(self) -> float:
         """The largest state."""
         return float(self.states.abs().max())
+
+
+Reference = Callable[[float], Tensor] | Tensor | Target
 
 
 @dataclass(frozen=True)
@@ -86,37 +95,66 @@ def end_of(prob: ODEProblem, saveat: Sequence[float] | None) -> list[float]:
     return [prob.tspan[1]] if saveat is None else [float(t) for t in saveat]
 
 
+def make_reference(
+    prob: ODEProblem, *, saveat: Sequence[float] | None = None, loss: LossFunction | None = None
+) -> Target:
+    """Solve with Dopri8 near the precision of the dtype, to be used as ``reference=`` many times.
+
+    Twice, the second time ten times looser: the difference is the doubt. With ``loss`` also its gradient by
+    h0 and all parameters that require grad, from DiscreteAdjoint.
+
+    Raises: ValueError for a loss that is no scalar or does not depend on the solution.
+    """
+    times = end_of(prob, saveat)
+    rtol = _REFERENCE_ULPS * torch.finfo(prob.h0.dtype).eps
+    fine, fine_gradients, _ = differentiate(prob, Dopri8(), times, loss, rtol=rtol)
+    coarse, coarse_gradients, _ = differentiate(prob, Dopri8(), times, loss, rtol=_LOOSER * rtol)
+    return Target(
+        saveat=times,
+        states=fine,
+        gradients=fine_gradients,
+        state_doubt=state_error(coarse, fine),
+        gradient_doubt=gradient_error(coarse_gradients, fine_gradients) if fine_gradients else 0.0,
+        source=f"self: Dopri8, rtol = {rtol:.2g}",
+    )
+
+
 def make_target(
     prob: ODEProblem, times: list[float], reference: Reference | None, loss: LossFunction | None
 ) -> Target:
-    """The reference: what the caller gave, and for the rest a solve near the precision of the dtype.
+    """The reference: what the caller gave, and a solve for what is missing.
 
-    Raises: ValueError if the reference does not have the shape of the states.
+    Raises: ValueError if the reference does not have the shape of the states, or was made for other times or
+    without a loss.
     """
-    source = "given: a function of time" if callable(reference) else "given: states"
-    eps = torch.finfo(prob.h0.dtype).eps
-    if reference is None or loss is not None:
-        rtol = _REFERENCE_ULPS * eps
-        fine, fine_gradients, _ = differentiate(prob, Dopri8(), times, loss, rtol=rtol)
-        coarse, coarse_gradients, _ = differentiate(prob, Dopri8(), times, loss, rtol=_LOOSER * rtol)
-        gradient_doubt = gradient_error(coarse_gradients, fine_gradients) if loss is not None else 0.0
-        if reference is None:
-            source = f"self: Dopri8, rtol = {rtol:.2g}"
-            return Target(fine, fine_gradients, state_error(coarse, fine), gradient_doubt, source)
-        return Target(_given(prob, times, reference), fine_gradients, 0.0, gradient_doubt, source)
-    return Target(_given(prob, times, reference), {}, 0.0, 0.0, source)
-
-
-def _given(prob: ODEProblem, times: list[float], reference: Reference) -> Tensor:
+    if isinstance(reference, Target):
+        if reference.saveat != times:
+            raise ValueError(f"reference was made for saveat = {reference.saveat}; it must be for {times}")
+        if loss is not None and not reference.gradients:
+            raise ValueError(
+                "reference was made without loss and has no gradients; make it with the same loss"
+            )
+    if isinstance(reference, Target) or reference is None:
+        target = make_reference(prob, saveat=times, loss=loss) if reference is None else reference
+        _check_shape(prob, times, target.states)
+        return target
+    source = "given: states" if isinstance(reference, Tensor) else "given: a function of time"
     states = reference if isinstance(reference, Tensor) else torch.stack([reference(t) for t in times])
     if states.shape == prob.h0.shape and len(times) == 1:
         states = states[None]
+    _check_shape(prob, times, states)
+    if loss is None:
+        return Target(times, states.detach(), {}, 0.0, 0.0, source)
+    own = make_reference(prob, saveat=times, loss=loss)
+    return dataclasses.replace(own, states=states.detach(), state_doubt=0.0, source=source)
+
+
+def _check_shape(prob: ODEProblem, times: list[float], states: Tensor) -> None:
     if states.shape != (len(times), *prob.h0.shape):
         raise ValueError(
             f"reference gives shape {tuple(states.shape)}; it must be (time, *batch, state) = "
             f"{(len(times), *prob.h0.shape)}, or a function of one time that gives {tuple(prob.h0.shape)}"
         )
-    return states.detach()
 
 
 def differentiate(

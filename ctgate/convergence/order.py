@@ -38,8 +38,9 @@ def test_convergence(
     algs: methods such as ``ct.RK4`` (or an instance, whose own ``dt`` is not used), one or several.
     dts: at least three step sizes [time]; best those that divide tspan and the knot intervals, since other
         ones end in shortened steps.
-    reference: None solves with Dopri8 near the precision of the dtype; a function t -> h ``(*batch, state)``
-        or the states ``(time, *batch, state)`` themselves are taken as exact.
+    reference: None solves with Dopri8 near the precision of the dtype, as :func:`make_reference` does, whose
+        result may be given to save time; a function t -> h ``(*batch, state)`` or the states
+        ``(time, *batch, state)`` are taken as exact.
     saveat: times of comparison, the end of tspan by default. Times between the steps test ``sol(t)`` as well.
     tolerance: how far the observed order may be from ``alg.order`` to be called right.
     confidence: coverage of the interval.

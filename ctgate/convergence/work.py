@@ -55,8 +55,9 @@ def work_precision(
     tols, dts: the settings; each is needed where a method of its kind is in ``algs``.
     loss: a function of the Solution that gives a scalar tensor.
     sensealg: how ``loss`` is differentiated. The reference gradient always comes from DiscreteAdjoint.
-    reference: None solves with Dopri8 near the precision of the dtype; a function t -> h ``(*batch, state)``
-        or the states ``(time, *batch, state)`` are taken as exact.
+    reference: None solves with Dopri8 near the precision of the dtype, as :func:`make_reference` does, whose
+        result may be given to save time; a function t -> h ``(*batch, state)`` or the states
+        ``(time, *batch, state)`` are taken as exact.
     saveat: times at which states are compared and that ``loss`` sees; the end of tspan by default.
     repeats: the wall time is the shortest of so many runs.
 

@@ -89,7 +89,7 @@ def test_points_at_rounding_level_are_left_out_and_say_so():
 
 def test_points_below_the_reference_s_own_error_are_left_out_and_say_so():
     prob = driven()
-    exact = Target(driven_solution(2.0)[None], {}, state_doubt=0.0, gradient_doubt=0.0, source="exact")
+    exact = Target([2.0], driven_solution(2.0)[None], {}, state_doubt=0.0, gradient_doubt=0.0, source="exact")
     doubtful = dataclasses.replace(exact, state_doubt=1.0)
     for target, status in ((exact, "used"), (doubtful, "at the reference's own error")):
         assert measure(prob, ct.Euler(dt=0.25), [2.0], target, 0.25).status == status

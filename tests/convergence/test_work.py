@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import ctgate as ct
-from ctgate.convergence import work_precision
+from ctgate.convergence import make_reference, work_precision
 from tests.convergence.problems import TAU, decay, driven, driven_solution, euler_decay
 from tests.typechecker import unchecked
 
@@ -148,3 +148,28 @@ def test_result_is_labelled():
 def test_bad_arguments(algs, options, error, message):
     with pytest.raises(error, match=message):
         unchecked(work_precision)(driven(), algs, **options)
+
+
+def test_a_reference_can_be_made_once():
+    prob = driven()
+    reference = make_reference(prob, saveat=[1.0, 2.0], loss=total)
+    given = work_precision(prob, ct.Heun, dts=DTS, loss=total, saveat=[1.0, 2.0], reference=reference)
+    own = work_precision(prob, ct.Heun, dts=DTS, loss=total, saveat=[1.0, 2.0])
+    assert given.gradient_error.equals(own.gradient_error)
+    assert given.error.equals(own.error)
+    with pytest.raises(
+        ValueError, match=r"reference was made for saveat = \[1.0, 2.0\]; it must be for \[2.0\]"
+    ):
+        work_precision(prob, ct.Heun, dts=DTS, reference=reference)
+    stateless = make_reference(prob)
+    with pytest.raises(ValueError, match=r"reference was made without loss"):
+        work_precision(prob, ct.Heun, dts=DTS, reference=stateless, loss=total)
+    with pytest.raises(ValueError, match=r"reference gives shape \(1, 2, 1\)"):
+        work_precision(decay(), ct.Heun, dts=DTS, reference=stateless)
+
+
+def test_a_given_solution_serves_the_states_and_the_gradient_is_solved_for():
+    given = work_precision(driven(), ct.Heun, dts=DTS, loss=total, reference=driven_solution)
+    own = work_precision(driven(), ct.Heun, dts=DTS, loss=total)
+    assert given.gradient_error.equals(own.gradient_error)
+    assert given.attrs["reference_doubt"] == 0.0 < own.attrs["reference_doubt"]
