@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 
-def _positive(owner: str, name: str, value: float) -> None:
+def _positive(owner: str, name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{owner}({name}=...): {name} is {value!r}; it must be a Python float in the units of tau")
     if not value > 0:

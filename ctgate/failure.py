@@ -25,7 +25,7 @@ def describe_failure(prob: ODEProblem, recorder: Recorder, code: ReturnCode, det
     else:
         t, h = prob.tspan[0], prob.h0
     u = None if prob.control is None else prob.control(t)
-    rate, drive = prob.rate_drive(torch.tensor(t, dtype=torch.float64, device=h.device), h, u)
+    rate, drive = prob.call("rate_drive", t, h, u)
     speed = (drive - rate * h).abs()
     unit = int(speed.nan_to_num(nan=torch.inf).argmax())
     where = [int(i) for i in torch.unravel_index(torch.tensor(unit), h.shape)]

@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +17,7 @@ _ADAPTIVE_MAX_STEPS = 100_000
 _TOLERANCES = {torch.float64: (1e-6, 1e-8), torch.float32: (1e-4, 1e-6)}
 
 
-def choose_algorithm(alg: Algorithm | None, rtol: float | None) -> tuple[Algorithm, str]:
+def choose_algorithm(alg: object, rtol: float | None) -> tuple[Algorithm, str]:
     """The algorithm, and the reason for it where nobody chose."""
     if alg is None:
         if rtol is not None and rtol >= 1e-3:
@@ -26,7 +28,7 @@ def choose_algorithm(alg: Algorithm | None, rtol: float | None) -> tuple[Algorit
     return alg, ""
 
 
-def check_sensealg(sensealg: SensitivityAlgorithm | None, alg: Algorithm) -> SensitivityAlgorithm:
+def check_sensealg(sensealg: object, alg: Algorithm) -> SensitivityAlgorithm:
     """The sensitivity algorithm, by default the discrete adjoint."""
     if sensealg is None:
         return DiscreteAdjoint()
@@ -40,19 +42,22 @@ def check_sensealg(sensealg: SensitivityAlgorithm | None, alg: Algorithm) -> Sen
     return sensealg
 
 
+def _check_tolerance(name: str, value: object, alg: Algorithm) -> None:
+    if not alg.adaptive:
+        raise ValueError(f"{name} is {value!r} and alg is {alg}; a fixed-step method has no tolerances, only dt")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} is {value!r}; it must be a float")
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} is {value!r}; it must be positive and finite")
+
+
 def check_tolerances(
-    alg: Algorithm, rtol: float | None, atol: float | None, dtype: torch.dtype
+    alg: Algorithm, rtol: Any, atol: Any, dtype: torch.dtype
 ) -> tuple[float, float] | None:
     """(rtol, atol) of an adaptive method; None for a fixed-step one, which has none."""
     for name, value in (("rtol", rtol), ("atol", atol)):
-        if value is None:
-            continue
-        if not alg.adaptive:
-            raise ValueError(f"{name} is {value!r} and alg is {alg}; a fixed-step method has no tolerances, only dt")
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise TypeError(f"{name} is {value!r}; it must be a float")
-        if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"{name} is {value!r}; it must be positive and finite")
+        if value is not None:
+            _check_tolerance(name, value, alg)
     if not alg.adaptive:
         return None
     if rtol is None and atol is None and dtype not in _TOLERANCES:
@@ -73,7 +78,7 @@ def check_max_steps(max_steps: int | None, alg: Algorithm) -> int | None:
     return max_steps
 
 
-def check_saveat(saveat: Sequence[float] | Tensor, prob: ODEProblem) -> list[float]:
+def check_saveat(saveat: Sequence[float] | Tensor | np.ndarray[Any, np.dtype[Any]], prob: ODEProblem) -> list[float]:
     """The saved times as floats, the ends of tspan snapped to where they are off by rounding only."""
     times = torch.as_tensor(saveat, dtype=torch.float64).detach().cpu()
     if times.ndim != 1 or len(times) == 0:

@@ -138,18 +138,8 @@ class ODEProblem:
                 f"control gives values of shape {tuple(u.shape)}; their batch must broadcast to that of h0, {tuple(batch)}"
             )
 
-    def rate_drive(self, t: float | Tensor, h: Tensor, u: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The field's (rate, drive) with this problem's parameters."""
-        rate, drive = self.call("rate_drive", t, h, u)
-        return rate, drive
-
-    def derivative(self, t: float | Tensor, h: Tensor, u: Tensor | None) -> Tensor:
-        """dh/dt with this problem's parameters."""
-        result: Tensor = self.call("forward", t, h, u)
-        return result
-
     def call(self, method: str, *args: Any) -> Any:
-        """Call a method of the field with this problem's parameters in place."""
+        """Call a method of the field, such as ``rate_drive``, with this problem's parameters in place."""
         if self.parameters is None:
             return getattr(self.field, method)(*args)
         named = {f"field.{name}": value for name, value in self.parameters.items()}

@@ -4,6 +4,7 @@ import time
 import warnings
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -27,7 +28,7 @@ def solve(
     prob: ODEProblem,
     alg: Algorithm | None = None,
     *,
-    saveat: Sequence[float] | Float[Tensor, " save"] | None = None,
+    saveat: Sequence[float] | Float[Tensor, " save"] | Float[np.ndarray, " save"] | None = None,
     rtol: float | None = None,
     atol: float | None = None,
     sensealg: SensitivityAlgorithm | None = None,

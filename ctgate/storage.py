@@ -89,9 +89,9 @@ def load(path: str | Path) -> Solution:
         raise ValueError(f"{str(source)!r} is not a ctgate solution: its format is {root.attrs.get('format')!r}")
     record = json.loads(root.attrs["record"])
     components = {name: slice(*bounds) for name, bounds in record["components"].items()}
-    hs = torch.cat([torch.from_numpy(root[name].values) for name in components], dim=-1)
+    hs = torch.cat([_tensor(root[name]) for name in components], dim=-1)
     return Solution(
-        ts=torch.from_numpy(root["time"].values),
+        ts=_tensor(root["time"]),
         hs=hs,
         retcode=ReturnCode[root.attrs["retcode"]],
         message=root.attrs["message"],
@@ -102,8 +102,13 @@ def load(path: str | Path) -> Solution:
         components=components,
         output_slice=slice(*record["output"]),
         dense=_NO_DENSE if nodes is None else _stored_dense(nodes),
-        stored={name: torch.from_numpy(root[name].values) for name in record["gates"]},
+        stored={name: _tensor(root[name]) for name in record["gates"]},
     )
+
+
+def _tensor(variable: xr.DataArray) -> Tensor:
+    """A copy: arrays from a file need not be writable."""
+    return torch.from_numpy(variable.values.copy())
 
 
 def _batch_dims(count: int) -> list[str]:
@@ -177,7 +182,7 @@ def _dense_tree(dense: Dense) -> xr.DataTree:
 
 
 def _stored_dense(nodes: xr.Dataset) -> Dense:
-    parts = {name: torch.from_numpy(nodes[name].values) for name in nodes.data_vars}
+    parts = {name: _tensor(nodes[name]) for name in nodes.data_vars}
 
     def slopes(ends: Ends, which: Tensor) -> Slopes:
         return Slopes(parts["left"][which], parts["right"][which], parts["bubbles"][:, which])

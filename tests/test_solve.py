@@ -82,7 +82,7 @@ def test_fixed_steps_never_cross_a_knot(kind):
     assert set(prob.control.knots) <= set(times)
     assert max(b - a for a, b in zip(times[:-1], times[1:], strict=True)) <= 0.25 * (1 + 1e-12)
     fine = torch.from_numpy(by_scipy(prob, [prob.tspan[1]]))
-    assert (ct.solve(prob, kind(dt=2e-3)).hs[-1] - fine[0]).abs().max() < 2e-3
+    assert (ct.solve(prob, kind(dt=1e-2)).hs[-1] - fine[0]).abs().max() < 1e-2
 
 
 @pytest.mark.parametrize("alg", [kind(dt=0.2) for kind in FIXED] + [kind() for kind in ADAPTIVE])
@@ -309,7 +309,7 @@ def test_bad_options(options, error, match):
         (lambda: ct.RK4(dt=-0.1), ValueError, "dt is -0.1"),
         (lambda: ct.Heun(dt=math.inf), ValueError, "dt is inf; it must be finite"),
         (lambda: ct.Heun(dt=math.nan), ValueError, "dt is nan"),
-        (lambda: ct.Euler(dt="0.1"), TypeError, "dt is '0.1'; it must be a Python float"),
+        (lambda: unchecked(ct.Euler)(dt="0.1"), TypeError, "dt is '0.1'; it must be a Python float"),
         (lambda: ct.Euler(), TypeError, "dt"),
         (lambda: ct.Dopri5(first_step=-1.0), ValueError, "first_step is -1.0"),
         (lambda: ct.Dopri5(max_step=0.0), ValueError, "max_step is 0.0"),
@@ -328,7 +328,6 @@ def test_bad_algorithms(make, error, match):
         (lambda t, h, u: h.sum(-1), ValueError, r"shape \(2,\); it must have the state's, \(2, 3\)"),
         (lambda t, h, u: h.float(), ValueError, "as torch.float32; it must have the state's dtype"),
         (lambda t, h, u: h.to("meta"), ValueError, "on meta; h0 is on cpu"),
-        (lambda t, h, u: None, TypeError, "returned NoneType"),
     ],
 )
 @pytest.mark.parametrize("alg", [ct.Dopri5(), ct.Heun(dt=0.1)])
@@ -336,6 +335,23 @@ def test_a_field_that_returns_the_wrong_thing(fn, error, match, alg):
     prob = ct.ODEProblem(ct.Field(fn), torch.ones(2, 3, dtype=torch.float64), (0.0, 1.0))
     with pytest.raises(error, match=match):
         ct.solve(prob, alg)
+
+
+def test_a_field_that_returns_nothing():
+    class Silent(ct.VectorField):
+        def __init__(self):
+            super().__init__(input_size=None, state_size=3)
+
+        def rate_drive(self, t, h, u=None):
+            return None, None
+
+        def forward(self, t, h, u=None):
+            return None
+
+    prob = ct.ODEProblem(Silent(), torch.ones(2, 3, dtype=torch.float64), (0.0, 1.0))
+    for alg in (ct.Dopri5(), ct.Heun(dt=0.1), ct.ExponentialEuler(dt=0.1)):
+        with pytest.raises(TypeError, match="returned NoneType for"):
+            ct.solve(prob, alg)
 
 
 def test_max_step_is_kept():

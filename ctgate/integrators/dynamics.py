@@ -1,6 +1,7 @@
 """The right-hand side as an integrator sees it: counted, checked, on one knot interval."""
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor
 
@@ -28,28 +29,26 @@ class Dynamics:
 
     def rhs(self, u: Input) -> Callable[[float | Tensor, Tensor], Tensor]:
         """dh/dt as a function of (t, h) under the input ``u``."""
-
-        def derivative(t: float | Tensor, h: Tensor) -> Tensor:
-            self._count()
-            value = self.prob.derivative(t, h, u(t))
-            if not self._checked:
-                self._check("dh/dt", value)
-            return value
-
-        return derivative
+        return partial(self._derivative, u)
 
     def rate_drive(self, u: Input) -> Callable[[float | Tensor, Tensor], tuple[Tensor, Tensor]]:
         """(rate, drive) as a function of (t, h) under the input ``u``."""
+        return partial(self._rate_drive, u)
 
-        def evaluate(t: float | Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-            self._count()
-            rate, drive = self.prob.rate_drive(t, h, u(t))
-            if not self._checked:
-                self._check("rate", rate)
-                self._check("drive", drive)
-            return rate, drive
+    def _derivative(self, u: Input, t: float | Tensor, h: Tensor) -> Tensor:
+        self._count()
+        value = self.prob.call("forward", t, h, u(t))
+        if not self._checked:
+            self._check("dh/dt", value)
+        return value
 
-        return evaluate
+    def _rate_drive(self, u: Input, t: float | Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        self._count()
+        rate, drive = self.prob.call("rate_drive", t, h, u(t))
+        if not self._checked:
+            self._check("rate", rate)
+            self._check("drive", drive)
+        return rate, drive
 
     def _count(self) -> None:
         if self._forward:

@@ -22,8 +22,7 @@ def refuse_captured(prob: ODEProblem, cut: Interval, known: Iterable[Tensor], wh
     """
     with torch.enable_grad():
         h = prob.h0.detach().requires_grad_()
-        t = torch.tensor(cut.start, dtype=torch.float64, device=h.device)
-        value = prob.derivative(t, h, cut.u(t))
+        value = prob.call("forward", cut.start, h, cut.u(cut.start))
     tensors = [*known, h]
     leaves = {id(tensor) for tensor in tensors}
     inner = {tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None}
