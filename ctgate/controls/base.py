@@ -92,7 +92,7 @@ class Control(abc.ABC):
 def concrete(value: Tensor) -> float | None:
     """The number in a 0-dim tensor, or None under ``torch.func.vmap``, where there is one per sample."""
     try:
-        return float(value)
+        return float(value.detach())
     except RuntimeError as error:
         if "vmap" not in str(error):
             raise

@@ -48,7 +48,8 @@ class ZeroOrderHold(SampledControl):
 
     def _curve(self, observations: Observations) -> Curve:
         (left,) = observations.values
-        return lambda t: left
+        # A copy: what a caller does to it stays with the caller, and without gradients it carries none.
+        return lambda t: left.clone()
 
 
 class LinearInterpolation(SampledControl):

@@ -171,10 +171,12 @@ class SampledControl(Control):
         inside = min(max(piece, 0), self._pieces - 1)
         observations = self._observations(inside)
         if inside == piece or not self._hold:
-            return Piece(self._curve(observations), observations.values)
+            # One row may play two parts, in the first piece; its gradient is still to be counted once.
+            rows = {id(row): row for row in observations.values}
+            return Piece(self._curve(observations), tuple(rows.values()))
         left, right = observations.values[0], observations.values[:2][-1]
         held = left if piece < inside else right
-        return Piece(lambda t: held, (held,))
+        return Piece(lambda t: held.clone(), (held,))
 
     def _at_many(self, t: Tensor, side: str) -> Tensor:
         """u at times (time,), in one pass of tensor operations."""

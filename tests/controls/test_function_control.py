@@ -1,0 +1,188 @@
+"""A function as a control: what it is called with, and which side of a jump it is asked for."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.func import vmap
+
+from ctgate.controls import FunctionControl
+
+
+def sine(t):
+    return torch.stack([torch.sin(t), torch.cos(t)])
+
+
+def step(t):
+    """Counts the knot 0.3 itself to the right."""
+    return torch.where(t < 0.3, -1.0, 1.0).reshape(1)
+
+
+def step_closed(t):
+    """Counts the knot 0.3 itself to the left."""
+    return torch.where(t <= 0.3, -1.0, 1.0).reshape(1)
+
+
+def test_it_is_the_function():
+    control = FunctionControl(sine)
+    assert (control.channels, control.shared, control.continuous) == (None, True, True)
+    assert control.knots == ()
+    assert control.support == (-math.inf, math.inf)
+    assert control.batch_shape == torch.Size()
+    assert control.resolution == 2.0**-52
+    for t in (0.7, torch.tensor(0.7, dtype=torch.float64)):
+        assert control(t).tolist() == [math.sin(0.7), math.cos(0.7)]
+        assert control.on(-5.0, 5.0)(t).tolist() == [math.sin(0.7), math.cos(0.7)]
+    times = torch.linspace(-2.0, 2.0, 7, dtype=torch.float64)
+    expected = torch.stack([times.sin(), times.cos()], 1)
+    torch.testing.assert_close(control(times), expected)
+    torch.testing.assert_close(control(times.tolist(), "left"), expected)
+    torch.testing.assert_close(vmap(control)(times), expected)
+
+
+def test_it_is_called_with_a_float64_scalar():
+    seen = []
+
+    def fn(t):
+        seen.append((t.dtype, t.shape))
+        return torch.zeros(2, 3)
+
+    control = FunctionControl(fn, knots=[0.0], support=(-1.0, 1.0))
+    for t in (0, 0.5, torch.tensor(0.5), torch.tensor([0.5, 0.7]), [0.5]):
+        assert control(t).shape[-2:] == (2, 3)
+    for t in (0.5, torch.tensor(0.5)):
+        control.on(0.0, 1.0)(t)
+    assert set(seen) == {(torch.float64, torch.Size())}
+    assert control(0.5).dtype == torch.float32
+
+
+@pytest.mark.parametrize("fn", [step, step_closed])
+@pytest.mark.parametrize("knot", [0.3, torch.tensor(0.3), 0.1 + 0.2], ids=["exact", "float32", "a sum"])
+def test_both_limits_of_a_jump_whichever_side_the_function_counts_it_to(fn, knot):
+    control = FunctionControl(
+        fn, knots=[float(knot)] if isinstance(knot, float) else knot.reshape(1), channels=1
+    )
+    assert control.knots == (float(knot),)
+    assert not control.continuous
+    at = control.knots[0]
+    for t in (at, torch.tensor(at, dtype=torch.float64)):
+        assert control(t, "left").item() == -1.0
+        assert control(t, "right").item() == 1.0
+        assert control.on(-1.0, at)(t).item() == -1.0
+        assert control.on(at, 1.0)(t).item() == 1.0
+    assert control([0.2, at, 0.4], "left").flatten().tolist() == [-1.0, -1.0, 1.0]
+    assert control([0.2, at, 0.4], "right").flatten().tolist() == [-1.0, 1.0, 1.0]
+    # Stage times in float32, on either side of the knot.
+    for rounded in (torch.tensor(at, dtype=torch.float32), at * (1 + 1e-7), at * (1 - 1e-7)):
+        assert control.on(-1.0, at)(rounded).item() == -1.0
+        assert control.on(at, 1.0)(rounded).item() == 1.0
+
+
+def test_a_jump_at_zero():
+    control = FunctionControl(lambda t: torch.where(t < 0.0, -1.0, 1.0).reshape(1), knots=[0.0])
+    assert control(0.0, "left").item() == -1.0
+    assert control(0.0, "right").item() == 1.0
+    assert control.on(-1.0, 0.0)(0.0).item() == -1.0
+
+
+def test_knots_at_the_ends_of_the_support_have_one_side():
+    control = FunctionControl(lambda t: torch.floor(t).reshape(1), knots=[0.0, 1.0, 2.0], support=(0.0, 2.0))
+    assert control.support == (0.0, 2.0)
+    assert [control(0.0, side).item() for side in ("left", "right")] == [0.0, 0.0]
+    assert [control(2.0, side).item() for side in ("left", "right")] == [1.0, 1.0]
+    assert [control(1.0, side).item() for side in ("left", "right")] == [0.0, 1.0]
+    for (start, stop), value in zip(itertools.pairwise(control.knots), (0.0, 1.0), strict=True):
+        piece = control.on(start, stop)
+        assert [piece(t).item() for t in (start, 0.5 * (start + stop), stop)] == [value] * 3
+
+
+def test_the_function_is_never_called_outside_its_support():
+    def root(t):
+        assert 0.0 <= t <= 0.3
+        return torch.sqrt(t).reshape(1)
+
+    control = FunctionControl(root, support=(0.0, 0.3))
+    beyond = 0.1 + 0.2
+    assert beyond > 0.3
+    assert control(beyond).item() == control.on(0.1, beyond)(beyond).item() == math.sqrt(0.3)
+
+
+def test_gradients_reach_what_the_function_captures_and_t():
+    weight = torch.tensor([1.0, -2.0], dtype=torch.float64, requires_grad=True)
+    control = FunctionControl(lambda t: weight * t**2)
+    assert torch.autograd.gradcheck(lambda _: control([0.5, 1.5]), weight)
+    t = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(control, t)
+    assert torch.autograd.gradcheck(control.on(0.0, 1.0), t)
+    assert control.on(0.0, 1.0).coefficients == ()
+
+
+def test_the_parameters_of_a_module_are_the_coefficients():
+    class Ramp(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.slope = nn.Parameter(torch.tensor([2.0]))
+
+        def forward(self, t):
+            return self.slope * t
+
+    module = Ramp()
+    (coefficient,) = FunctionControl(module).on(0.0, 1.0).coefficients
+    assert coefficient is module.slope
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"knots": [1.0, 0.5]}, r"knots\[1\] = 0\.5 does not exceed knots\[0\] = 1\.0"),
+        ({"knots": [[0.0, 1.0]]}, r"knots has shape \(1, 2\); it must be \(knot,\)"),
+        (
+            {"knots": torch.tensor([0.0], requires_grad=True)},
+            "knots requires grad; knots never carry gradients",
+        ),
+        ({"channels": -1}, "channels is -1; it must be at least 0, or None"),
+        ({"support": (1.0, 1.0)}, r"support is \(1\.0, 1\.0\); it must be \(low, high\), low < high"),
+        ({"support": (math.nan, 1.0)}, r"support is \(nan, 1\.0\)"),
+    ],
+)
+def test_arguments_that_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        FunctionControl(sine, **arguments)
+
+
+def test_results_that_are_refused():
+    with pytest.raises(TypeError, match="fn returned float; it must return a floating-point tensor"):
+        FunctionControl(lambda t: 1.0)(0.0)
+    with pytest.raises(TypeError, match=r"fn returned torch\.int64; it must return a floating-point tensor"):
+        FunctionControl(lambda t: torch.zeros(2, dtype=torch.int64)).on(0.0, 1.0)(0.5)
+    with pytest.raises(ValueError, match=r"fn returned shape \(\); it must be \(\*batch, channel\)"):
+        FunctionControl(lambda t: t)(0.0)
+    with pytest.raises(ValueError, match=r"fn returned shape \(2,\); it must be \(\*batch, 3\)"):
+        FunctionControl(sine, channels=3)([0.0, 1.0])
+
+
+def test_calls_that_are_refused():
+    control = FunctionControl(sine, knots=[0.5], support=(0.0, 1.0))
+    for t in (1.5, [0.5, 1.5], torch.tensor(1.5)):
+        with pytest.raises(
+            ValueError, match=r"t is 1\.5 and FunctionControl is known on \[0\.0, 1\.0\].*wider support="
+        ):
+            control(t)
+    with pytest.raises(ValueError, match="t is nan and FunctionControl"):
+        control(math.nan)
+    with pytest.raises(ValueError, match="side is 'up'"):
+        control(0.2, "up")
+    with pytest.raises(ValueError, match=r"t has shape \(1, 1\); it must be one time, or \(time,\)"):
+        control([[0.1]])
+    with pytest.raises(
+        ValueError, match=r"t has shape \(0,\); it must be one time, or \(time,\) with at least one"
+    ):
+        control([])
+    with pytest.raises(ValueError, match=r"FunctionControl\.on\(0\.4, 0\.6\): the knot 0\.5 lies inside"):
+        control.on(0.4, 0.6)
+    with pytest.raises(ValueError, match=r"on\(0\.4, 0\.4\): start must be before stop"):
+        control.on(0.4, 0.4)
+    with pytest.raises(ValueError, match=r"t is -1\.0 and FunctionControl"):
+        control.on(-1.0, 0.4)
