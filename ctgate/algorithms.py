@@ -7,7 +7,9 @@ from typing import ClassVar
 
 def _positive(owner: str, name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{owner}({name}=...): {name} is {value!r}; it must be a Python float in the units of tau")
+        raise TypeError(
+            f"{owner}({name}=...): {name} is {value!r}; it must be a Python float in the units of tau"
+        )
     if not value > 0:
         raise ValueError(f"{owner}({name}=...): {name} is {value!r}; it must be positive")
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ctgate.problem import ODEProblem
 
-# Where further derivatives are taken, by the order of the extension. Symmetric sets whose linear systems are well
-# conditioned; the middle of the step tells nothing about its first bubble, whose slope vanishes there.
+# Where further derivatives are taken, by the order of the extension: sets whose linear systems are well
+# conditioned. The middle of the step tells nothing about the first bubble, whose slope vanishes there.
 _PLACES = {
     3: (),
     4: ((3.0 - 3.0**0.5) / 6.0,),
@@ -21,7 +21,7 @@ _PLACES = {
 
 
 class Slopes(NamedTuple):
-    """Derivatives at the start and the end of m steps, and the coefficients of what bends inside, (k, m, ...)."""
+    """Derivatives at both ends of m steps, and the coefficients (k, m, ...) of k bubbles inside."""
 
     left: Tensor
     right: Tensor
@@ -75,9 +75,9 @@ def slopes_of_steps(prob: ODEProblem, ends: Ends, order: int) -> Slopes:
     """Evaluate the field at both ends of each step and, beyond the cubic, at k places inside, k times over.
 
     The derivatives inside come from the interpolant so far; its error enters the next one times dt, so each
-    round gains an order, until k bubbles are used up. (W. H. Enright, K. R. Jackson, S. P. Norsett, P. G. Thomsen,
-    ACM Trans. Math. Softw. 12 (1986) 193.) The input is taken from inside the step on both sides, so jumps at
-    knots do not leak in.
+    round gains an order, until k bubbles are used up (W. H. Enright, K. R. Jackson, S. P. Norsett,
+    P. G. Thomsen, ACM Trans. Math. Softw. 12 (1986) 193). The input is taken from inside the step on both
+    sides, so jumps at knots do not leak in.
     """
     left = derivatives(prob, ends.start, ends.left, "right")
     right = derivatives(prob, ends.stop, ends.right, "left")
@@ -112,8 +112,10 @@ def derivatives(prob: ODEProblem, ts: Tensor, hs: Tensor, side: str) -> Tensor:
     return value
 
 
-def evaluate(prob: ODEProblem, method: str, ts: Tensor, hs: Tensor, side: str = "right") -> Tensor | dict[str, Tensor]:
-    """A method of the field, called with (t, h, u), at many times: one call where the field does not read the time."""
+def evaluate(
+    prob: ODEProblem, method: str, ts: Tensor, hs: Tensor, side: str = "right"
+) -> Tensor | dict[str, Tensor]:
+    """A method of the field at many times: one call where the field does not read the time."""
     if prob.field.autonomous:
         us = None
         if prob.control is not None:
@@ -173,15 +175,18 @@ def live_dense(prob: ODEProblem, order: int, ts: Tensor, hs: Tensor) -> Dense:
     would then belong to another field than the states.
     """
     versions = {
-        name: (tensor, tensor._version) for name, tensor in prob.named_parameters().items() if not tensor.is_inference()
+        name: (tensor, tensor._version)
+        for name, tensor in prob.named_parameters().items()
+        if not tensor.is_inference()
     }
 
     def slopes(ends: Ends, which: Tensor) -> Slopes:
         for name, (tensor, version) in versions.items():
             if tensor._version != version:
                 raise RuntimeError(
-                    f"sol(t): the field's {name} was changed in place since the solve, so the derivative between the "
-                    "steps is no longer this solution's; call sol(t) before the update, or solve with saveat=..."
+                    f"sol(t): the field's {name} was changed in place since the solve, so the derivative "
+                    "between the steps is no longer this solution's; call sol(t) before the update, or "
+                    "solve with saveat=..."
                 )
         return slopes_of_steps(prob, ends, order)
 

@@ -8,11 +8,17 @@ from ctgate.problem import ODEProblem
 from ctgate.retcode import ReturnCode
 
 _ADVICE = {
-    ReturnCode.MAX_STEPS: "raise max_steps, loosen rtol and atol, or, where one rate is far above the others, take "
-    "ExponentialMidpoint(dt)",
-    ReturnCode.DT_UNDERFLOW: "loosen rtol and atol, solve in float64, or look for a singularity of the field there",
-    ReturnCode.UNSTABLE: "take a smaller dt (explicit steps need dt * rate below about 2), take an exponential method, "
-    "or look for weights or inputs that are too large",
+    ReturnCode.MAX_STEPS: (
+        "raise max_steps, loosen rtol and atol, or, where one rate is far above the others, take "
+        "ExponentialMidpoint(dt)"
+    ),
+    ReturnCode.DT_UNDERFLOW: (
+        "loosen rtol and atol, solve in float64, or look for a singularity of the field there"
+    ),
+    ReturnCode.UNSTABLE: (
+        "take a smaller dt (explicit steps need dt * rate below about 2), take an exponential method, or "
+        "look for weights or inputs that are too large"
+    ),
     ReturnCode.INTERRUPTED: "call solve again, or use the part that is there",
 }
 
@@ -33,8 +39,8 @@ def describe_failure(prob: ODEProblem, recorder: Recorder, code: ReturnCode, det
     step = "" if recorder.last_step is None else f", step {recorder.last_step[1] - recorder.last_step[0]:.3g}"
     return (
         f"{detail} (good until t = {t:.9g}{step}; worst is {_unit_name(prob, where[-1])}{sample}: "
-        f"h = {_at(h, where):.4g}, dh/dt = {_at(drive - rate * h, where):.4g}, rate = {_at(rate, where):.4g} per unit "
-        f"time); to try: {_ADVICE[code]}"
+        f"h = {_at(h, where):.4g}, dh/dt = {_at(drive - rate * h, where):.4g}, "
+        f"rate = {_at(rate, where):.4g} per unit time); to try: {_ADVICE[code]}"
     )
 
 

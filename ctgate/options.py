@@ -44,16 +44,16 @@ def check_sensealg(sensealg: object, alg: Algorithm) -> SensitivityAlgorithm:
 
 def _check_tolerance(name: str, value: object, alg: Algorithm) -> None:
     if not alg.adaptive:
-        raise ValueError(f"{name} is {value!r} and alg is {alg}; a fixed-step method has no tolerances, only dt")
+        raise ValueError(
+            f"{name} is {value!r} and alg is {alg}; a fixed-step method has no tolerances, only dt"
+        )
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} is {value!r}; it must be a float")
     if not (math.isfinite(value) and value > 0):
         raise ValueError(f"{name} is {value!r}; it must be positive and finite")
 
 
-def check_tolerances(
-    alg: Algorithm, rtol: Any, atol: Any, dtype: torch.dtype
-) -> tuple[float, float] | None:
+def check_tolerances(alg: Algorithm, rtol: Any, atol: Any, dtype: torch.dtype) -> tuple[float, float] | None:
     """(rtol, atol) of an adaptive method; None for a fixed-step one, which has none."""
     for name, value in (("rtol", rtol), ("atol", atol)):
         if value is not None:
@@ -78,17 +78,23 @@ def check_max_steps(max_steps: int | None, alg: Algorithm) -> int | None:
     return max_steps
 
 
-def check_saveat(saveat: Sequence[float] | Tensor | np.ndarray[Any, np.dtype[Any]], prob: ODEProblem) -> list[float]:
+def check_saveat(
+    saveat: Sequence[float] | Tensor | np.ndarray[Any, np.dtype[Any]], prob: ODEProblem
+) -> list[float]:
     """The saved times as floats, the ends of tspan snapped to where they are off by rounding only."""
     times = torch.as_tensor(saveat, dtype=torch.float64).detach().cpu()
     if times.ndim != 1 or len(times) == 0:
-        raise ValueError(f"saveat has shape {tuple(times.shape)}; it must be a list of at least one time, (time,)")
+        raise ValueError(
+            f"saveat has shape {tuple(times.shape)}; it must be a list of at least one time, (time,)"
+        )
     start, stop = prob.tspan
     eps = time_resolution(prob.control)
     if isinstance(saveat, Tensor) and saveat.is_floating_point():
         eps = max(eps, torch.finfo(saveat.dtype).eps)
     slack = 4 * eps * max(abs(start), abs(stop))
-    saves = [start if abs(t - start) <= slack else stop if abs(t - stop) <= slack else t for t in times.tolist()]
+    saves = [
+        start if abs(t - start) <= slack else stop if abs(t - stop) <= slack else t for t in times.tolist()
+    ]
     for number, t in enumerate(saves):
         if not start <= t <= stop:
             raise ValueError(f"saveat[{number}] is {t}; it must be inside tspan, {prob.tspan}")

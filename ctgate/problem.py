@@ -16,7 +16,7 @@ from ctgate.fields.base import broadcasts_to
 
 
 def decide(condition: Tensor) -> bool | None:
-    """A tensor condition as a bool, or None where it has no value: under ``torch.func.vmap`` there is one per sample."""
+    """A tensor condition as a bool, or None where it has one per sample, under ``torch.func.vmap``."""
     try:
         return bool(condition)
     except RuntimeError as error:
@@ -65,11 +65,13 @@ class ODEProblem:
     def __post_init__(self) -> None:
         if not isinstance(self.field, VectorField):
             raise TypeError(
-                f"field is {type(self.field).__name__}; it must be a ctgate field: wrap fn(t, h, u) in ct.Field(fn)"
+                f"field is {type(self.field).__name__}; it must be a ctgate field: wrap fn(t, h, u) in "
+                "ct.Field(fn)"
             )
         if self.control is not None and not isinstance(self.control, Control):
             raise TypeError(
-                f"control is {type(self.control).__name__}; it must be a ctgate control such as ct.ZeroOrderHold(ts, xs)"
+                f"control is {type(self.control).__name__}; it must be a ctgate control such as "
+                "ct.ZeroOrderHold(ts, xs)"
             )
         object.__setattr__(self, "tspan", _checked_span(self.tspan))
         self._check_state()
@@ -86,13 +88,17 @@ class ODEProblem:
             raise ValueError(f"h0 has shape {tuple(self.h0.shape)}; it must be (*batch, {expected})")
         if self.h0.device.type != "meta" and decide(torch.isfinite(self.h0).all()) is False:
             first = (~torch.isfinite(self.h0)).nonzero()[0].tolist()
-            raise ValueError(f"h0[{', '.join(map(str, first))}] is {self.h0[tuple(first)].item()}; h0 must be finite")
+            raise ValueError(
+                f"h0[{', '.join(map(str, first))}] is {self.h0[tuple(first)].item()}; h0 must be finite"
+            )
         for name, parameter in self.field.named_parameters():
             self._check_companion(f"the field's {name}", parameter)
 
     def _check_companion(self, name: str, tensor: Tensor) -> None:
         if tensor.device != self.h0.device:
-            raise ValueError(f"{name} is on {tensor.device} and h0 on {self.h0.device}; they must be on one device")
+            raise ValueError(
+                f"{name} is on {tensor.device} and h0 on {self.h0.device}; they must be on one device"
+            )
         if tensor.dtype != self.h0.dtype:
             raise ValueError(f"{name} is {tensor.dtype} and h0 {self.h0.dtype}; they must have one dtype")
 
@@ -102,10 +108,13 @@ class ODEProblem:
         known = dict(self.field.named_parameters())
         for name, value in self.parameters.items():
             if name not in known:
-                raise ValueError(f"parameters has {name!r}, which the field lacks; its parameters are {sorted(known)}")
+                raise ValueError(
+                    f"parameters has {name!r}, which the field lacks; its parameters are {sorted(known)}"
+                )
             if value.shape != known[name].shape:
                 raise ValueError(
-                    f"parameters[{name!r}] has shape {tuple(value.shape)}; it must be {tuple(known[name].shape)}"
+                    f"parameters[{name!r}] has shape {tuple(value.shape)}; it must be "
+                    f"{tuple(known[name].shape)}"
                 )
             self._check_companion(f"parameters[{name!r}]", value)
 
@@ -113,12 +122,15 @@ class ODEProblem:
         size = self.field.input_size
         if self.control is None:
             if size:
-                raise ValueError(f"control is None and the field takes {size} input channels; give a ct.Control")
+                raise ValueError(
+                    f"control is None and the field takes {size} input channels; give a ct.Control"
+                )
             return
         if not self.control.shared:
             raise ValueError(
-                "control has per-sample times (time, *batch); solve integrates one span of time that all samples share: "
-                "give shared times (time,), for instance the union of the grids with NaN where a sample has no value"
+                "control has per-sample times (time, *batch); solve integrates one span of time that all "
+                "samples share: give shared times (time,), for instance the union of the grids with NaN "
+                "where a sample has no value"
             )
         start, stop = self.tspan
         low, high = self.control.support
@@ -130,12 +142,15 @@ class ODEProblem:
             )
         u = self.control(max(start, low))
         if u.ndim == 0 or (size is not None and u.shape[-1] != size):
-            raise ValueError(f"control gives values of shape {tuple(u.shape)}; the field takes (*batch, {size})")
+            raise ValueError(
+                f"control gives values of shape {tuple(u.shape)}; the field takes (*batch, {size})"
+            )
         self._check_companion("the control's value", u)
         batch = self.h0.shape[:-1]
         if not broadcasts_to(u.shape[:-1], batch):
             raise ValueError(
-                f"control gives values of shape {tuple(u.shape)}; their batch must broadcast to that of h0, {tuple(batch)}"
+                f"control gives values of shape {tuple(u.shape)}; their batch must broadcast to that of "
+                f"h0, {tuple(batch)}"
             )
 
     def call(self, method: str, *args: Any) -> Any:
@@ -170,4 +185,3 @@ def remake(prob: ODEProblem, **changes: Any) -> ODEProblem:
         if name not in known:
             raise TypeError(f"remake got {name!r}; a problem has {known}")
     return dataclasses.replace(prob, **changes)
-

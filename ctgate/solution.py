@@ -79,11 +79,11 @@ class Solution:
     def __call__(self, t: float | Sequence[float] | Tensor) -> Tensor:
         """The state at any time of the solution, from the states and derivatives at the accepted steps.
 
-        Parameters: ``t``, a time (gives ``(*batch, state)``) or several ``(time,)`` (gives ``(time, *batch, state)``).
+        Parameters: ``t``, a time (gives ``(*batch, state)``), or several (give ``(time, *batch, state)``).
 
-        Hermite interpolation, with further derivatives inside the step for methods of order 4 and higher: the error
-        is O(dt^4), for RK4 O(dt^5), for Dopri5 O(dt^6), for Dopri8 O(dt^8). Steps do not cross knots, so nothing is
-        smoothed over a jump of the input.
+        Hermite interpolation, with further derivatives inside the step for methods of order 4 and higher:
+        the error is O(dt^4), for RK4 O(dt^5), for Dopri5 O(dt^6), for Dopri8 O(dt^8). Steps do not cross
+        knots, so nothing is smoothed over a jump of the input.
 
         Raises: ValueError outside the solution; RuntimeError where there is no dense output, with the fix.
         """
@@ -106,7 +106,7 @@ class Solution:
         return to_dataset(self)
 
     def save(self, path: str | Path) -> None:
-        """Write to netCDF (``.nc``) or Zarr (``.zarr``), dense output included; :func:`ctgate.load` reads it."""
+        """Write to netCDF (``.nc``) or Zarr (``.zarr``), dense output included; see :func:`ctgate.load`."""
         from ctgate.storage import save
 
         save(self, path)

@@ -24,6 +24,7 @@ from ctgate.sensealg.backsolve import run_backsolve
 from ctgate.sensealg.discrete import run_adaptive, run_fixed
 from ctgate.solution import Solution
 
+
 def solve(
     prob: ODEProblem,
     alg: Algorithm | None = None,
@@ -56,7 +57,8 @@ def solve(
     throw: raise :class:`ctgate.SolveError` where the solve would return a failed solution and warn.
     dense: keep the accepted steps for ``sol(t)``. With False and ``saveat`` only the saved states are kept.
 
-    Returns: :class:`ctgate.Solution`. A solve that fails returns the part that is good with its ``retcode``, and warns.
+    Returns: :class:`ctgate.Solution`. A solve that fails returns the part that is good with its
+    ``retcode``, and warns.
 
     Raises: TypeError, ValueError for arguments that do not fit, naming them; SolveError as ``throw`` says.
 
@@ -131,11 +133,14 @@ class _Run:
             if isinstance(self.alg, FixedStepAlgorithm):
                 run_fixed(self.dynamics, self.alg, self.cuts, self.resolution, recorder, self.checkpoints)
             else:
-                assert isinstance(self.alg, Bosh3 | Dopri5 | Dopri8) and self.tolerances is not None
+                assert isinstance(self.alg, Bosh3 | Dopri5 | Dopri8)
+                assert self.tolerances is not None
                 if self.backsolve:
                     run_backsolve(self.dynamics, self.alg, self.cuts, self.tolerances, recorder, self.saves)
                 else:
-                    run_adaptive(self.dynamics, self.alg, self.cuts, self.tolerances, recorder, self.checkpoints)
+                    run_adaptive(
+                        self.dynamics, self.alg, self.cuts, self.tolerances, recorder, self.checkpoints
+                    )
         except Halt as halt:
             return halt.code, halt.detail
         except KeyboardInterrupt:
@@ -165,14 +170,22 @@ class _Run:
         outputs = recorder.outputs
         device = self.prob.h0.device
         ts = torch.tensor([output.t for output in outputs], dtype=torch.float64, device=device)
-        hs = torch.stack([output.h for output in outputs]) if outputs else self.prob.h0.new_empty(0, *self.prob.h0.shape)
-        extension: Dense | str = "this solve had dense=False; solve with dense=True, or ask for times with saveat=..."
+        hs = (
+            torch.stack([output.h for output in outputs])
+            if outputs
+            else self.prob.h0.new_empty(0, *self.prob.h0.shape)
+        )
+        extension: Dense | str = (
+            "this solve had dense=False; solve with dense=True, or ask for times with saveat=..."
+        )
         if self.backsolve:
             extension = "BacksolveAdjoint differentiates only the saved states; ask for times with saveat=..."
         elif self.keep_nodes:
             extension = live_dense(self.prob, self.alg.dense_order, ts, hs)
         if self.saves is not None and isinstance(extension, Dense):
-            ts = torch.tensor([t for t in self.saves if t <= outputs[-1].t], dtype=torch.float64, device=device)
+            ts = torch.tensor(
+                [t for t in self.saves if t <= outputs[-1].t], dtype=torch.float64, device=device
+            )
             hs = extension(ts)
         if not dense and isinstance(extension, Dense):
             extension = "this solve had dense=False; solve with dense=True, or ask for times with saveat=..."
@@ -192,7 +205,9 @@ class _Run:
         dense = live_dense(self.prob, self.alg.dense_order, ts, hs)
         return self._solution(ts, hs, ReturnCode.SUCCESS, "The batch is empty.", dense)
 
-    def _solution(self, ts: Tensor, hs: Tensor, code: ReturnCode, detail: str, dense: Dense | str) -> Solution:
+    def _solution(
+        self, ts: Tensor, hs: Tensor, code: ReturnCode, detail: str, dense: Dense | str
+    ) -> Solution:
         field = self.prob.field
         return Solution(
             ts=ts,

@@ -14,6 +14,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from ctgate import __version__
 from ctgate.algorithms import ALGORITHMS
 from ctgate.dense import Dense, Ends, Slopes, evaluate
 from ctgate.integrators.recorder import Stats
@@ -25,10 +26,11 @@ _NO_DENSE = "the file holds no dense output; save a solution that was solved wit
 
 
 def to_dataset(sol: Solution) -> xr.Dataset:
-    """A solution as a Dataset with dims ``time``, batch dims and ``unit``; see :meth:`ctgate.Solution.to_xarray`.
+    """A solution as a Dataset with dims ``time``, batch dims and ``unit``.
 
-    Variables: each component of the state, each gate, and, where the solution still has its problem, ``input``
-    and ``time_constant`` (1/rate, infinite where a gate is closed). Every variable has ``long_name`` and ``units``.
+    Variables: each component of the state, each gate, and, where the solution still has its problem,
+    ``input`` and ``time_constant`` (1/rate, infinite where a gate is closed). Every variable has
+    ``long_name`` and ``units``.
     """
     batch = _batch_dims(sol.hs.ndim - 2)
     variables: dict[str, Any] = {}
@@ -53,12 +55,16 @@ def to_dataset(sol: Solution) -> xr.Dataset:
 
 
 def save(sol: Solution, path: str | Path) -> None:
-    """Write a solution with its dense output to ``.nc`` (h5netcdf) or ``.zarr``; the file appears whole or not at all.
+    """Write a solution with its dense output to ``.nc`` (h5netcdf) or ``.zarr``.
+
+    The file appears whole or not at all, and replaces one of the same name.
 
     Raises: ValueError for another suffix.
     """
     target = Path(path)
-    tree = xr.DataTree(to_dataset(sol), children={} if isinstance(sol.dense, str) else {"dense": _dense_tree(sol.dense)})
+    tree = xr.DataTree(
+        to_dataset(sol), children={} if isinstance(sol.dense, str) else {"dense": _dense_tree(sol.dense)}
+    )
     partial = target.with_name(target.name + f".partial-{os.getpid()}")
     if target.suffix == ".nc":
         tree.to_netcdf(partial, engine="h5netcdf")
@@ -72,7 +78,9 @@ def save(sol: Solution, path: str | Path) -> None:
 
 
 def load(path: str | Path) -> Solution:
-    """Read a solution that :meth:`ctgate.Solution.save` wrote. Its ``prob`` is None; ``sol(t)`` and gates work.
+    """Read a solution that :meth:`ctgate.Solution.save` wrote.
+
+    Its ``prob`` is None; ``sol(t)``, gates and labels work.
 
     Raises: FileNotFoundError; ValueError for a suffix or a file that is not a ctgate solution.
     """
@@ -81,12 +89,16 @@ def load(path: str | Path) -> Solution:
         raise ValueError(f"path is {str(source)!r}; its suffix must be .nc (netCDF) or .zarr (Zarr)")
     if not source.exists():
         raise FileNotFoundError(f"there is no file {str(source)!r}")
-    options: dict[str, Any] = {"engine": "h5netcdf"} if source.suffix == ".nc" else {"engine": "zarr", "consolidated": False}
+    options: dict[str, Any] = (
+        {"engine": "h5netcdf"} if source.suffix == ".nc" else {"engine": "zarr", "consolidated": False}
+    )
     with xr.open_datatree(source, **options) as tree:
         root = tree.to_dataset().load()
         nodes = tree["dense"].to_dataset().load() if "dense" in tree.children else None
     if root.attrs.get("format") != _FORMAT:
-        raise ValueError(f"{str(source)!r} is not a ctgate solution: its format is {root.attrs.get('format')!r}")
+        raise ValueError(
+            f"{str(source)!r} is not a ctgate solution: its format is {root.attrs.get('format')!r}"
+        )
     record = json.loads(root.attrs["record"])
     components = {name: slice(*bounds) for name, bounds in record["components"].items()}
     hs = torch.cat([_tensor(root[name]) for name in components], dim=-1)
@@ -98,7 +110,9 @@ def load(path: str | Path) -> Solution:
         stats=Stats(**record["stats"]),
         alg=ALGORITHMS[record["algorithm"]](**record["options"]),
         prob=None,
-        tolerances=None if record["tolerances"] is None else (record["tolerances"][0], record["tolerances"][1]),
+        tolerances=None
+        if record["tolerances"] is None
+        else (record["tolerances"][0], record["tolerances"][1]),
         components=components,
         output_slice=slice(*record["output"]),
         dense=_NO_DENSE if nodes is None else _stored_dense(nodes),
@@ -129,7 +143,8 @@ def _time_constants(sol: Solution) -> Tensor:
 
 
 def _inputs(sol: Solution) -> Tensor:
-    assert sol.prob is not None and sol.prob.control is not None
+    assert sol.prob is not None
+    assert sol.prob.control is not None
     us = sol.prob.control(sol.ts)
     us = us.reshape(len(us), *(1,) * (sol.hs.ndim - us.ndim), *us.shape[1:])
     return us.expand(*sol.hs.shape[:-1], us.shape[-1])
@@ -157,9 +172,11 @@ def _attributes(sol: Solution) -> dict[str, Any]:
         "dtype": str(sol.hs.dtype).removeprefix("torch."),
         "device": str(sol.hs.device),
         "gate_convention": "torch: the update gate z keeps the old state, rate = (1 - z) / tau",
-        "time_convention": "input x[k] acts on [t_k, t_{k+1}) under zero-order hold; gates at a jump are those after it",
+        "time_convention": "input x[k] acts on [t_k, t_{k+1}) under zero-order hold; gates at a jump are "
+        "those after it",
         "record": json.dumps(record),
-        **{f"{name}_version": version(name) for name in ("ctgate", "torch", "torchdiffeq", "xarray")},
+        "ctgate_version": __version__,
+        **{f"{name}_version": version(name) for name in ("torch", "torchdiffeq", "xarray")},
     }
 
 
@@ -167,8 +184,16 @@ def _dense_tree(dense: Dense) -> xr.DataTree:
     dims = ("node", *_batch_dims(dense.hs.ndim - 2), "state")
     step = ("step", *dims[1:])
     variables: dict[str, Any] = {
-        "node_time": ("node", dense.ts.cpu().numpy(), {"long_name": "time of the accepted node", "units": "units of tau"}),
-        "node_state": (dims, dense.hs.detach().cpu().numpy(), {"long_name": "state at the node", "units": "1"}),
+        "node_time": (
+            "node",
+            dense.ts.cpu().numpy(),
+            {"long_name": "time of the accepted node", "units": "units of tau"},
+        ),
+        "node_state": (
+            dims,
+            dense.hs.detach().cpu().numpy(),
+            {"long_name": "state at the node", "units": "1"},
+        ),
     }
     if len(dense.ts) > 1:
         with torch.no_grad():

@@ -54,7 +54,9 @@ def by_ctgate(module, x, states, weight, tau, sensealg=None):
     assert sol.retcode is ct.ReturnCode.SUCCESS
     assert len(sol.ts) == STEPS + 1
     lasts = [torch.stack([sol.hs[-1][..., field.components[p + n]] for p in prefixes]) for n in names]
-    loss = (weight * sol.output[1:]).sum() + sum((k + 2) * final.square().sum() for k, final in enumerate(lasts))
+    loss = (weight * sol.output[1:]).sum() + sum(
+        (k + 2) * final.square().sum() for k, final in enumerate(lasts)
+    )
     grads = torch.autograd.grad(loss, [*field.parameters(), x, *states])
     return field, sol.output[1:], lasts, grads
 
@@ -114,7 +116,9 @@ def test_rounding_of_the_times_is_not_seen(times):
 def test_checkpoints_change_nothing(checkpoints):
     module, x, states, weight = draw(nn.GRU, 2, True, "normal", torch.float64)
     _, output, _, grads = by_ctgate(module, x, states, weight, 0.5)
-    _, again, _, regrads = by_ctgate(module, x, states, weight, 0.5, ct.DiscreteAdjoint(checkpoints=checkpoints))
+    _, again, _, regrads = by_ctgate(
+        module, x, states, weight, 0.5, ct.DiscreteAdjoint(checkpoints=checkpoints)
+    )
     assert torch.equal(output, again)
     for mine, reference in zip(regrads, grads, strict=True):
         assert (mine - reference).abs().max() <= 1e-13 * reference.abs().max()

@@ -12,7 +12,9 @@ def gru(**options):
 
 
 def held(steps=5, batch=(2,), channels=3, dtype=torch.float64, **options):
-    return ct.ZeroOrderHold(torch.arange(steps + 1.0), torch.zeros(steps, *batch, channels, dtype=dtype), **options)
+    return ct.ZeroOrderHold(
+        torch.arange(steps + 1.0), torch.zeros(steps, *batch, channels, dtype=dtype), **options
+    )
 
 
 def zeros(*shape, dtype=torch.float64):
@@ -29,10 +31,18 @@ GOOD = {"h0": lambda: zeros(2, 4), "tspan": (0.0, 5.0), "control": held}
         ({"h0": lambda: zeros(2, 5)}, ValueError, r"h0 has shape \(2, 5\); it must be \(\*batch, 4\)"),
         ({"h0": lambda: torch.tensor(1.0)}, ValueError, r"h0 has shape \(\)"),
         ({"h0": lambda: torch.zeros(2, 4, dtype=torch.int64)}, TypeError, "h0 is torch.int64"),
-        ({"h0": lambda: zeros(2, 4).index_fill(1, torch.tensor(3), torch.nan)}, ValueError, r"h0\[0, 3\] is nan"),
+        (
+            {"h0": lambda: zeros(2, 4).index_fill(1, torch.tensor(3), torch.nan)},
+            ValueError,
+            r"h0\[0, 3\] is nan",
+        ),
         ({"h0": lambda: zeros(2, 4) + torch.inf}, ValueError, r"h0\[0, 0\] is inf; h0 must be finite"),
         ({"h0": lambda: zeros(2, 4, dtype=torch.float32)}, ValueError, "must have one dtype"),
-        ({"h0": lambda: torch.zeros(2, 4, dtype=torch.float64, device="meta")}, ValueError, "must be on one device"),
+        (
+            {"h0": lambda: torch.zeros(2, 4, dtype=torch.float64, device="meta")},
+            ValueError,
+            "must be on one device",
+        ),
         ({"tspan": (5.0, 0.0)}, ValueError, r"tspan is \(5.0, 0.0\); it must be finite with t0 < t1"),
         ({"tspan": (0.0, 0.0)}, ValueError, "t0 < t1"),
         ({"tspan": (0.0, float("nan"))}, ValueError, "t0 < t1"),
@@ -41,7 +51,11 @@ GOOD = {"h0": lambda: zeros(2, 4), "tspan": (0.0, 5.0), "control": held}
         ({"tspan": (-1.0, 5.0)}, ValueError, r"tspan is \(-1.0, 5.0\)"),
         ({"control": lambda: None}, ValueError, "control is None and the field takes 3 input channels"),
         ({"control": lambda: torch.zeros(5, 2, 3)}, TypeError, "control is Tensor"),
-        ({"control": lambda: held(channels=2)}, ValueError, r"shape \(2, 2\); the field takes \(\*batch, 3\)"),
+        (
+            {"control": lambda: held(channels=2)},
+            ValueError,
+            r"shape \(2, 2\); the field takes \(\*batch, 3\)",
+        ),
         ({"control": lambda: held(batch=(5,))}, ValueError, "must broadcast to that of h0"),
         ({"control": lambda: held(dtype=torch.float32)}, ValueError, "control's value is torch.float32"),
         ({"parameters": {"weight": zeros(1)}}, ValueError, "parameters has 'weight', which the field lacks"),
@@ -58,7 +72,7 @@ def test_bad_problem(changes, error, match):
 def test_per_sample_times_are_refused_with_the_way_out():
     ts = torch.arange(6.0, dtype=torch.float64)[:, None].expand(6, 2) * torch.tensor([1.0, 1.1])
     control = ct.ZeroOrderHold(ts, zeros(5, 2, 3))
-    with pytest.raises(ValueError, match="per-sample times.*union of the grids"):
+    with pytest.raises(ValueError, match=r"per-sample times.*union of the grids"):
         ct.ODEProblem(gru(), zeros(2, 4), (0.0, 5.0), control)
 
 

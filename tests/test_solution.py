@@ -25,9 +25,14 @@ def test_output_components_and_gates_are_named():
     weights = {name: value.detach() for name, value in sol.prob.field.named_parameters()}
     k = 3
     u = sol.prob.control(float(sol.ts[k]))
-    rows = u @ weights["weight_ih"].T + weights["bias_ih"] + sol.output[k] @ weights["weight_hh"].T + weights["bias_hh"]
+    rows = (
+        u @ weights["weight_ih"].T
+        + weights["bias_ih"]
+        + sol.output[k] @ weights["weight_hh"].T
+        + weights["bias_hh"]
+    )
     assert torch.allclose(sol["forget"][k], torch.sigmoid(rows[..., 4:8]), rtol=0, atol=1e-15)
-    with pytest.raises(KeyError, match="'update' is not in this solution; it has .*forget"):
+    with pytest.raises(KeyError, match=r"'update' is not in this solution; it has .*forget"):
         sol["update"]
 
 
@@ -47,7 +52,8 @@ def test_gates_at_a_jump_are_those_after_it():
 
 @pytest.mark.parametrize("alg", [ct.Heun(dt=0.125), ct.RK4(dt=0.125), ct.Dopri5(), ct.Bosh3()])
 def test_dense_output_is_continuous_with_the_right_slope(alg):
-    """At a node inside a held piece the one-sided slopes agree with the field there; at a jump they differ."""
+    """At a node inside a held piece the one-sided slopes agree with the field there; at a jump they "
+    "differ."""
     sol = lstm_solution(alg=alg)
     field, control = sol.prob.field, sol.prob.control
     eps = 1e-6
@@ -61,7 +67,7 @@ def test_dense_output_is_continuous_with_the_right_slope(alg):
 
 def test_dense_output_where_there_is_none():
     sol = lstm_solution(saveat=[0.0, 1.0], dense=False)
-    with pytest.raises(RuntimeError, match="dense=False; solve with dense=True, or .*saveat"):
+    with pytest.raises(RuntimeError, match=r"dense=False; solve with dense=True, or .*saveat"):
         sol(0.5)
 
 

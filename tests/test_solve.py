@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -54,7 +55,7 @@ def by_scipy(prob, times):
         return ((1 - z) * (n - h) / 0.7).ravel()
 
     states, h = {}, prob.h0.numpy().ravel()
-    for k, (a, b) in enumerate(zip(knots[:-1], knots[1:], strict=True)):
+    for k, (a, b) in enumerate(pairwise(knots)):
         part = scipy.integrate.solve_ivp(
             rhs, (a, b), h, "DOP853", rtol=1e-13, atol=1e-14, dense_output=True, args=(xs[k],)
         )
@@ -80,7 +81,7 @@ def test_fixed_steps_never_cross_a_knot(kind):
     sol = ct.solve(prob, kind(dt=0.25))
     times = sol.ts.tolist()
     assert set(prob.control.knots) <= set(times)
-    assert max(b - a for a, b in zip(times[:-1], times[1:], strict=True)) <= 0.25 * (1 + 1e-12)
+    assert max(b - a for a, b in pairwise(times)) <= 0.25 * (1 + 1e-12)
     fine = torch.from_numpy(by_scipy(prob, [prob.tspan[1]]))
     assert (ct.solve(prob, kind(dt=1e-2)).hs[-1] - fine[0]).abs().max() < 1e-2
 
@@ -194,7 +195,8 @@ def test_max_steps_returns_the_good_part():
 
 
 def test_blow_up_returns_the_good_part():
-    """h' = h^2 from 1 is 1/(1 - t): the adaptive solve stops before t = 1, the fixed one when it overflows."""
+    """h' = h^2 from 1 is 1/(1 - t): the adaptive solve stops before t = 1, the fixed one when it "
+    "overflows."""
     prob = ct.ODEProblem(ct.Field(lambda t, h, u: h * h), torch.ones(1, 1, dtype=torch.float64), (0.0, 2.0))
     with pytest.warns(RuntimeWarning, match="dh/dt = .*to try"):
         sol = ct.solve(prob, ct.Dopri5())
@@ -221,7 +223,9 @@ def test_a_step_that_is_not_finite_is_tried_again_smaller():
 
 
 def test_nan_field_is_unstable_at_once():
-    prob = ct.ODEProblem(ct.Field(lambda t, h, u: h * torch.nan), torch.ones(1, 1, dtype=torch.float64), (0.0, 1.0))
+    prob = ct.ODEProblem(
+        ct.Field(lambda t, h, u: h * torch.nan), torch.ones(1, 1, dtype=torch.float64), (0.0, 1.0)
+    )
     for alg in (ct.Dopri5(), ct.Dopri5(first_step=0.1), ct.Heun(dt=0.1)):
         with pytest.warns(RuntimeWarning, match="UNSTABLE"):
             sol = ct.solve(prob, alg)
@@ -272,7 +276,9 @@ def test_batch_shapes(batch):
     field = ct.MultiGate(2, 5, dtype=torch.float64, generator=generator)
     xs = torch.randn(4, *batch, 2, dtype=torch.float64, generator=generator)
     h0 = torch.randn(*batch, 5, dtype=torch.float64, generator=generator)
-    prob = ct.ODEProblem(field, h0, (0.0, 4.0), ct.LinearInterpolation(torch.arange(5.0), torch.cat([xs, xs[:1]])))
+    prob = ct.ODEProblem(
+        field, h0, (0.0, 4.0), ct.LinearInterpolation(torch.arange(5.0), torch.cat([xs, xs[:1]]))
+    )
     for alg in (ct.Dopri5(), ct.Heun(dt=0.5)):
         sol = ct.solve(prob, alg, saveat=[0.0, 1.5, 4.0])
         assert sol.hs.shape == (3, *batch, 5)
@@ -285,7 +291,11 @@ def test_batch_shapes(batch):
     [
         ({"alg": "dopri5"}, TypeError, "alg is 'dopri5'; it must be an algorithm"),
         ({"sensealg": "adjoint"}, TypeError, "sensealg is 'adjoint'"),
-        ({"alg": ct.RK4(dt=0.1), "sensealg": ct.BacksolveAdjoint()}, ValueError, "backsolve needs an adaptive"),
+        (
+            {"alg": ct.RK4(dt=0.1), "sensealg": ct.BacksolveAdjoint()},
+            ValueError,
+            "backsolve needs an adaptive",
+        ),
         ({"alg": ct.RK4(dt=0.1), "rtol": 1e-3}, ValueError, "a fixed-step method has no tolerances"),
         ({"rtol": -1.0}, ValueError, "rtol is -1.0; it must be positive"),
         ({"atol": "small"}, TypeError, "atol is 'small'"),

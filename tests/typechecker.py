@@ -1,4 +1,5 @@
-"""The run-time type checker of the tests, and the way around it where an error message of our own is tested."""
+"""The run-time type checker of the tests, and the way around it where an error message of our own is "
+"tested."""
 
 import inspect
 from collections.abc import Callable

@@ -37,7 +37,7 @@ class Dynamics:
 
     def _derivative(self, u: Input, t: float | Tensor, h: Tensor) -> Tensor:
         self._count()
-        value = self.prob.call("forward", t, h, u(t))
+        value: Tensor = self.prob.call("forward", t, h, u(t))
         if not self._checked:
             self._check("dh/dt", value)
         return value
@@ -62,10 +62,13 @@ class Dynamics:
             raise TypeError(f"the field returned {type(value).__name__} for {name}; it must return a tensor")
         if value.shape != h0.shape:
             raise ValueError(
-                f"the field returned {name} of shape {tuple(value.shape)}; it must have the state's, {tuple(h0.shape)}"
+                f"the field returned {name} of shape {tuple(value.shape)}; it must have the state's, "
+                f"{tuple(h0.shape)}"
             )
         if value.dtype != h0.dtype:
-            raise ValueError(f"the field returned {name} as {value.dtype}; it must have the state's dtype, {h0.dtype}")
+            raise ValueError(
+                f"the field returned {name} as {value.dtype}; it must have the state's dtype, {h0.dtype}"
+            )
         if value.device != h0.device:
             raise ValueError(f"the field returned {name} on {value.device}; h0 is on {h0.device}")
         self._checked = True

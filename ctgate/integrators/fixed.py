@@ -49,7 +49,12 @@ def stepper(alg: FixedStepAlgorithm) -> Advance:
 
 
 def run_steps(
-    dynamics: Dynamics, advance: Advance, cuts: Sequence[Interval], steps: Sequence[Step], h: Tensor, keep: Keep
+    dynamics: Dynamics,
+    advance: Advance,
+    cuts: Sequence[Interval],
+    steps: Sequence[Step],
+    h: Tensor,
+    keep: Keep,
 ) -> tuple[Tensor, list[Output]]:
     """Take these steps from ``h``; return the last state and what ``keep`` wants of each step."""
     outputs: list[Output] = []

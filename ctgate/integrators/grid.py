@@ -1,7 +1,8 @@
 """Where steps may go: knot intervals, and the steps of a fixed-step method inside them."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 from torch import Tensor
@@ -32,7 +33,7 @@ class Interval(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One step of a fixed-step method: from ``start`` to ``stop``, of size ``dt`` on interval number ``interval``."""
+    """One step of a fixed-step method, of size ``dt``, on interval number ``interval``."""
 
     start: float
     stop: float
@@ -52,10 +53,10 @@ def intervals(control: Control | None, start: float, stop: float) -> list[Interv
     slack = 4.0 * time_resolution(control) * max(abs(start), abs(stop))
     inner = [knot for knot in control.knots if start + slack < knot < stop - slack]
     edges = [start, *inner, stop]
-    return [Interval(a, b, control.on(a, b)) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    return [Interval(a, b, control.on(a, b)) for a, b in pairwise(edges)]
 
 
-def steps(cuts: list[Interval], dt: float, resolution: float) -> Iterator[Step]:
+def steps(cuts: Sequence[Interval], dt: float, resolution: float) -> Iterator[Step]:
     """Steps of size ``dt`` from the start of each interval, the last one shortened to land on its end.
 
     A step within 4 units in the last place of ``dt`` is ``dt``: times such as ``arange(T) * dt`` carry

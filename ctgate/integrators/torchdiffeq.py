@@ -1,9 +1,9 @@
 """Adaptive methods on torchdiffeq, through its public interface, one call per knot interval.
 
 Three things are ours. The time inside a call counts from the interval's start, because torchdiffeq casts
-times to the state's dtype and float32 cannot resolve long spans. The error norm is the maximum over samples of
-the root mean square over units, so a bad sample cannot hide in a batch. And a step whose result is not finite is
-tried again with a smaller step, where torchdiffeq gives up.
+times to the state's dtype and float32 cannot resolve long spans. The error norm is the maximum over samples
+of the root mean square over units, so a bad sample cannot hide in a batch. And a step whose result is not
+finite is tried again with a smaller step, where torchdiffeq gives up.
 """
 
 from collections.abc import Callable, Sequence
@@ -78,7 +78,9 @@ class Walk:
         if wish == 0.0:
             self.wish = _SHRINK * min(self.wish, self._cut.stop - t)
             if self.wish <= floor:
-                raise Halt(ReturnCode.UNSTABLE, f"no step from t = {t:.9g} gives a finite state, however small")
+                raise Halt(
+                    ReturnCode.UNSTABLE, f"no step from t = {t:.9g} gives a finite state, however small"
+                )
             raise Retry
         self.wish = wish
         if not bool(torch.isfinite(h).all()):
@@ -130,7 +132,7 @@ def integrate(
     progress: Progress,
     first_step: float | None = None,
 ) -> Tensor:
-    """Integrate over the intervals from ``h``; every accepted step goes to ``progress``. Returns the last state."""
+    """Integrate over the intervals from ``h`` to the last state; accepted steps go to ``progress``."""
     rtol, atol = tolerances
     wish = first_step if first_step is not None else alg.first_step
     if wish is None:
@@ -160,7 +162,8 @@ def integrate(
                 if "functorch transforms" not in str(error):
                     raise
                 raise TypeError(
-                    f"torch.func transforms do not pass through torchdiffeq, the engine of {alg}; use a fixed-step method, "
+                    f"torch.func transforms do not pass through torchdiffeq, the engine of {alg}; use a "
+                    "fixed-step method, "
                     "or torch.autograd.grad"
                 ) from error
             walk.accept(length, solution[-1])

@@ -1,8 +1,8 @@
 """Backsolve: torchdiffeq's continuous adjoint, one call per knot interval.
 
-Each call sees one piece of the input, chosen by its interval, and receives that piece's coefficients as adjoint
-parameters; so jumps are honoured in the reverse pass and controls get gradients, at a cost per interval that does not
-depend on the number of knots. Parameters stay out of the reverse solve's error norm.
+Each call sees one piece of the input, chosen by its interval, and receives that piece's coefficients as
+adjoint parameters; so jumps are honoured in the reverse pass and controls get gradients, at a cost per
+interval that does not depend on the number of knots. Parameters stay out of the reverse solve's error norm.
 """
 
 from collections.abc import Sequence
@@ -36,7 +36,8 @@ class ReversibleWalk(Walk):
         finite = all(bool(torch.isfinite(part).all()) for part in state)
         if not finite or abs(float(dt)) <= floor:
             raise SolveError(
-                f"BacksolveAdjoint: the reverse solve broke down at t = {t:.9g} (step {float(dt):.3g}): re-integrating "
+                f"BacksolveAdjoint: the reverse solve broke down at t = {t:.9g} (step {float(dt):.3g}): "
+                "re-integrating "
                 "the state backwards amplifies errors by the spread of the rates; use DiscreteAdjoint()",
                 ReturnCode.DT_UNDERFLOW if finite else ReturnCode.UNSTABLE,
             )
@@ -88,7 +89,7 @@ def _reversible(
     wish: float,
     progress: Progress,
 ) -> tuple[list[Tensor], float]:
-    """States at ``inner`` and at the end of one interval, and the step that the controller wishes for next."""
+    """States at ``inner`` and at the end of one interval, and the step wished for next."""
     length = cut.stop - cut.start
     times = torch.tensor([0.0, *(t - cut.start for t in inner), length], dtype=torch.float64, device=h.device)
     coefficients = [tensor for tensor in cut.u.coefficients if tensor.requires_grad]

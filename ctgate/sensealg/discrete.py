@@ -1,8 +1,8 @@
 """The discrete adjoint: differentiate the accepted steps, with or without checkpoints.
 
 Without checkpoints autograd differentiates the loop as it ran. With them, the steps between two checkpoints
-run under ``torch.utils.checkpoint`` (non-reentrant), which takes them again in the backward pass; tensors that the
-field captures keep their gradients.
+run under ``torch.utils.checkpoint`` (non-reentrant), which takes them again in the backward pass; tensors
+that the field captures keep their gradients.
 """
 
 from collections.abc import Callable, Sequence
@@ -38,10 +38,8 @@ def run_fixed(
     advance = fixed.stepper(alg)
     plan = list(steps(cuts, alg.dt, resolution))
     allowed = len(plan) if recorder.max_steps is None else min(len(plan), recorder.max_steps)
-    if checkpoints is not None:
-        size = -(-allowed // checkpoints)
-    else:
-        size = 1 if recorder.watched else _LOOK
+    unchecked = 1 if recorder.watched else _LOOK
+    size = unchecked if checkpoints is None else -(-allowed // checkpoints)
     h = dynamics.prob.h0
     for first in range(0, allowed, size):
         part = plan[first : min(first + size, allowed)]
@@ -52,7 +50,9 @@ def run_fixed(
         h, outputs = segment(h) if checkpoints is None else _recomputed(dynamics.prob, segment, h)
         recorder.extend([(step.start, step.stop) for step in part], outputs, h)
     if allowed < len(plan):
-        raise Halt(ReturnCode.MAX_STEPS, f"{allowed} steps were taken and t = {plan[allowed].start:.9g} was reached")
+        raise Halt(
+            ReturnCode.MAX_STEPS, f"{allowed} steps were taken and t = {plan[allowed].start:.9g} was reached"
+        )
 
 
 def run_adaptive(
@@ -104,7 +104,7 @@ def _retake(
 ) -> None:
     """Take the steps of a finished pass again, in checkpointed segments that begin at accepted nodes.
 
-    Each segment starts with the step that the controller wished for at its first node, so it repeats the pass.
+    Each segment starts with the step that the controller wished for at its first node: it repeats the pass.
     """
     count = len(nodes) - 1
     size = max(1, -(-count // checkpoints))
@@ -138,7 +138,8 @@ def _recomputed(prob: ODEProblem, segment: Segment, h: Tensor) -> tuple[Tensor, 
         for name, (tensor, version) in versions.items():
             if tensor._version != version:
                 raise RuntimeError(
-                    f"DiscreteAdjoint(checkpoints=...): the field's {name} was changed in place between the solve and "
+                    f"DiscreteAdjoint(checkpoints=...): the field's {name} was changed in place between "
+                    "the solve and "
                     "backward(), which takes the steps again; call backward() before the update"
                 )
         last, outputs = segment(h)
@@ -147,4 +148,3 @@ def _recomputed(prob: ODEProblem, segment: Segment, h: Tensor) -> tuple[Tensor, 
 
     last, *states = checkpoint(run, h, use_reentrant=False)
     return last, [Output(t, state) for t, state in zip(times, states, strict=True)]
-

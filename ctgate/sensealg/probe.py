@@ -14,9 +14,9 @@ from ctgate.problem import ODEProblem
 def refuse_captured(prob: ODEProblem, cut: Interval, known: Iterable[Tensor], who: str) -> None:
     """Evaluate the field once with a graph and raise if a tensor outside ``known`` requires grad.
 
-    A pass that integrates an adjoint by hand returns gradients only for tensors that it was given; another one
-    would come back as None, or wrong, without a word. Two things it cannot see: a branch that is not taken at
-    this state, and what a field hides behind reentrant checkpointing.
+    A pass that integrates an adjoint by hand returns gradients only for tensors that it was given; another
+    one would come back as None, or wrong, without a word. Two things it cannot see: a branch that is not
+    taken at this state, and what a field hides behind reentrant checkpointing.
 
     Raises: ValueError with the tensor's name, or its shape where it has none.
     """
@@ -36,8 +36,10 @@ def refuse_captured(prob: ODEProblem, cut: Interval, known: Iterable[Tensor], wh
         variable = getattr(node, "variable", None)
         if variable is not None and id(variable) not in leaves:
             raise ValueError(
-                f"{who}: the field uses {_describe(prob, variable)}, which requires grad and is not among its "
-                "parameters or the control's values, so its gradient would be lost; make it a parameter of the "
+                f"{who}: the field uses {_describe(prob, variable)}, which requires grad and is not among "
+                "its "
+                "parameters or the control's values, so its gradient would be lost; make it a parameter "
+                "of the "
                 "field, or use DiscreteAdjoint()"
             )
         stack.extend(following for following, _ in node.next_functions)
@@ -53,5 +55,7 @@ def _describe(prob: ODEProblem, tensor: Tensor) -> str:
     for name, module in field.named_modules():
         for attribute, value in vars(module).items():
             if value is tensor:
-                return f"the tensor {'.'.join(filter(None, (name, attribute)))!r} of shape {tuple(tensor.shape)}"
+                return (
+                    f"the tensor {'.'.join(filter(None, (name, attribute)))!r} of shape {tuple(tensor.shape)}"
+                )
     return f"a captured tensor of shape {tuple(tensor.shape)}"

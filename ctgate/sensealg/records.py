@@ -23,7 +23,9 @@ class DiscreteAdjoint:
 
     def __post_init__(self) -> None:
         if self.checkpoints is not None and (
-            isinstance(self.checkpoints, bool) or not isinstance(self.checkpoints, int) or self.checkpoints < 1
+            isinstance(self.checkpoints, bool)
+            or not isinstance(self.checkpoints, int)
+            or self.checkpoints < 1
         ):
             raise ValueError(
                 f"DiscreteAdjoint(checkpoints=...): checkpoints is {self.checkpoints!r}; "

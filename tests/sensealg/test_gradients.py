@@ -1,4 +1,4 @@
-"""Gradients through solve against references that do not use it: torch.func on hand-written loops, finite differences."""
+"""Gradients through solve against finite differences, closed forms and one another."""
 
 import gc
 import math
@@ -30,7 +30,8 @@ def loss_of(sol, weight):
 
 
 def central_difference(function, tensors, directions, eps=2e-3):
-    """Derivative along a direction by the five-point rule, error O(eps^4) plus (noise of the function) / eps."""
+    """Derivative along a direction by the five-point rule, error O(eps^4) plus (noise of the function) / "
+    "eps."""
     with torch.no_grad():
         saved = [tensor.clone() for tensor in tensors]
         values = {}
@@ -72,7 +73,9 @@ def test_discrete_adjoint_is_the_derivative_of_the_numerical_solution(alg, contr
     tensors = {**dict(field.named_parameters()), "h0": h0, "xs": xs}
     grads = torch.autograd.grad(value(), list(tensors.values()))
     generator = torch.Generator().manual_seed(9)
-    together = [torch.randn(tensor.shape, dtype=torch.float64, generator=generator) for tensor in tensors.values()]
+    together = [
+        torch.randn(tensor.shape, dtype=torch.float64, generator=generator) for tensor in tensors.values()
+    ]
     # One tensor at a time where solves are cheap; all of them together, in one direction, where they are not.
     for one in [None] if alg.adaptive else range(len(together)):
         moved = together if one is None else [d * (k == one) for k, d in enumerate(together)]
@@ -108,7 +111,9 @@ def test_checkpoints_give_the_same_gradient(alg, checkpoints, dense):
 def test_checkpoints_notice_an_update_before_backward():
     field, ts, xs, h0, _ = setting()
     prob = ct.ODEProblem(field, h0, (0.0, 2.2), ct.ZeroOrderHold(ts, xs))
-    sol = ct.solve(prob, ct.RK4(dt=0.1), saveat=[2.2], dense=False, sensealg=ct.DiscreteAdjoint(checkpoints=3))
+    sol = ct.solve(
+        prob, ct.RK4(dt=0.1), saveat=[2.2], dense=False, sensealg=ct.DiscreteAdjoint(checkpoints=3)
+    )
     with torch.no_grad():
         field.weight_hh.mul_(1.1)
     with pytest.raises(RuntimeError, match="weight_hh was changed in place between the solve and backward"):
@@ -130,7 +135,11 @@ def test_checkpoints_save_memory():
         prob = ct.ODEProblem(field, h0, (0.0, 2.2), ct.ZeroOrderHold(ts, xs))
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             ct.solve(
-                prob, ct.Euler(dt=0.01), saveat=[2.2], sensealg=ct.DiscreteAdjoint(checkpoints=checkpoints), dense=False
+                prob,
+                ct.Euler(dt=0.01),
+                saveat=[2.2],
+                sensealg=ct.DiscreteAdjoint(checkpoints=checkpoints),
+                dense=False,
             )
         held[checkpoints] = total
     assert held[10] < held[None] / 20
@@ -140,7 +149,8 @@ def test_checkpoints_save_memory():
 @pytest.mark.parametrize("kind", [ct.GRU, ct.LSTM, ct.MultiGate])
 @pytest.mark.parametrize("saves", [[0.0, 0.3, 0.9, 1.7, 2.2], None])
 def test_backsolve_tends_to_the_discrete_gradient(control, kind, saves):
-    """On a short span both tend to the flow's gradient: weights, tau, h0 and the input's values, jumps included."""
+    """On a short span both tend to the flow's gradient: weights, tau, h0 and the input's values, jumps "
+    "included."""
     field, ts, xs, h0, _ = setting(control, kind=kind, learn_tau=True)
     tensors = [*field.parameters(), h0, xs]
     grads = []
@@ -176,7 +186,7 @@ def test_backsolve_has_no_dense_output_and_says_so():
     field, ts, xs, h0, _ = setting()
     prob = ct.ODEProblem(field, h0, (0.0, 2.2), ct.ZeroOrderHold(ts, xs))
     sol = ct.solve(prob, sensealg=ct.BacksolveAdjoint())
-    with pytest.raises(RuntimeError, match="only the saved states.*saveat"):
+    with pytest.raises(RuntimeError, match=r"only the saved states.*saveat"):
         sol(0.5)
     with torch.no_grad():
         sol = ct.solve(prob, sensealg=ct.BacksolveAdjoint())
@@ -184,7 +194,8 @@ def test_backsolve_has_no_dense_output_and_says_so():
 
 
 def test_backsolve_failure_is_the_published_one():
-    """Two leaky units, the fast driving the slow (T = 4, rtol 1e-6): wrong by order one, where the default is right."""
+    """Two leaky units, the fast driving the slow (T = 4, rtol 1e-6): wrong by order one, where the "
+    "default is right."""
     fast, slow = 10.0, 0.5
 
     def gradient(sensealg):
@@ -215,7 +226,9 @@ def test_captured_tensor_gets_its_gradient():
     w = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
     for sensealg in (ct.DiscreteAdjoint(), ct.DiscreteAdjoint(checkpoints=2)):
         for alg in (ct.Dopri5(), ct.RK4(dt=0.05)):
-            prob = ct.ODEProblem(ct.Field(lambda t, h, u: -w * h), torch.ones(1, 1, dtype=torch.float64), (0.0, 2.0))
+            prob = ct.ODEProblem(
+                ct.Field(lambda t, h, u: -w * h), torch.ones(1, 1, dtype=torch.float64), (0.0, 2.0)
+            )
             sol = ct.solve(prob, alg, sensealg=sensealg)
             (gradient,) = torch.autograd.grad(sol.hs[-1].sum(), w)
             assert float(gradient) == pytest.approx(-2.0 * math.exp(-1.4), rel=1e-5)
@@ -227,7 +240,9 @@ def test_backsolve_refuses_a_captured_tensor_by_name():
     with pytest.raises(ValueError, match=r"BacksolveAdjoint: .*captured tensor 'w' of shape \(1,\)"):
         ct.solve(prob, sensealg=ct.BacksolveAdjoint())
     doubled = 2 * w
-    prob = ct.ODEProblem(ct.Field(lambda t, h, u: -doubled * h), torch.ones(1, 1, dtype=torch.float64), (0.0, 2.0))
+    prob = ct.ODEProblem(
+        ct.Field(lambda t, h, u: -doubled * h), torch.ones(1, 1, dtype=torch.float64), (0.0, 2.0)
+    )
     with pytest.raises(ValueError, match=r"captured tensor of shape \(1,\).*make it a parameter"):
         ct.solve(prob, sensealg=ct.BacksolveAdjoint())
     with torch.no_grad():
@@ -260,7 +275,11 @@ class Reentrant(torch.nn.Module):
 
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 @pytest.mark.parametrize("kind", [Branching, Reentrant])
-@pytest.mark.xfail(strict=True, reason="blind spots of the probe, documented in refuse_captured", raises=pytest.fail.Exception)
+@pytest.mark.xfail(
+    strict=True,
+    reason="blind spots of the probe, documented in refuse_captured",
+    raises=pytest.fail.Exception,
+)
 def test_blind_spots_of_the_probe(kind):
     w = torch.tensor([0.7], dtype=torch.float64, requires_grad=True)
     prob = ct.ODEProblem(ct.Field(kind(w)), torch.ones(1, 1, dtype=torch.float64), (0.0, 2.0))
@@ -275,7 +294,9 @@ def test_torch_func_over_parameters():
     saves = [0.0, 0.3, 0.9, 1.7, 2.2]
     values = {name: value.detach() for name, value in field.named_parameters()}
 
-    def loss(parameters, alg=ct.Heun(dt=0.2)):
+    heun = ct.Heun(dt=0.2)
+
+    def loss(parameters, alg=heun):
         prob = ct.ODEProblem(field, h0, (0.0, 2.2), ct.ZeroOrderHold(ts, xs), parameters=parameters)
         return loss_of(ct.solve(prob, alg, saveat=saves), weight)
 
@@ -299,7 +320,7 @@ def test_torch_func_does_not_pass_through_torchdiffeq():
     def loss(h0):
         return ct.solve(ct.ODEProblem(ct.Field(lambda t, h, u: -h), h0, (0.0, 1.0))).hs.sum()
 
-    with pytest.raises(TypeError, match="torch.func transforms do not pass through torchdiffeq.*fixed-step"):
+    with pytest.raises(TypeError, match=r"torch.func transforms do not pass through torchdiffeq.*fixed-step"):
         grad(loss)(torch.ones(2, 3, dtype=torch.float64))
 
 
@@ -315,7 +336,9 @@ def test_second_derivatives():
         again = h0.detach().clone().requires_grad_()
         prob = ct.ODEProblem(field, again, (0.0, 2.2), ct.ZeroOrderHold(ts, xs))
         with torch.enable_grad():
-            value = loss_of(ct.solve(prob, ct.ExponentialMidpoint(dt=0.2), saveat=[0.0, 0.3, 0.9, 1.7, 2.2]), weight)
+            value = loss_of(
+                ct.solve(prob, ct.ExponentialMidpoint(dt=0.2), saveat=[0.0, 0.3, 0.9, 1.7, 2.2]), weight
+            )
         return (torch.autograd.grad(value, again)[0] * direction).sum()
 
     reference = central_difference(directional, [h0], [direction])
