@@ -1,0 +1,1 @@
+"""Experiments: each module computes one set of results; the command line calls them."""

@@ -1,0 +1,1 @@
+"""Tasks: data with a question, each in its own module."""
