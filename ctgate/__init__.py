@@ -2,6 +2,7 @@
 
 __version__ = "0.1.0"
 
+from ctgate import convergence
 from ctgate.algorithms import (
     RK4,
     Bosh3,
@@ -64,6 +65,7 @@ __all__ = [
     "Stack",
     "VectorField",
     "ZeroOrderHold",
+    "convergence",
     "load",
     "remake",
     "solve",

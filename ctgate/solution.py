@@ -57,7 +57,7 @@ class Solution:
     def __getitem__(self, name: str) -> Tensor:
         """A gate or a component of the state by name, at ``ts``: ``(time, *batch, unit)``.
 
-        At a jump of the input a gate has its value after the jump; at the end of tspan, the one before.
+        At a jump of the input a gate has its value after the jump; at the end of the input's data, before it.
         Raises: KeyError with the names that there are.
         """
         if name in self.components:
