@@ -161,5 +161,5 @@ def _bend(start: Any, stop: Any, earlier: Any) -> tuple[Any, Any]:
     if not isinstance(start, Tensor):
         return (1.0, (stop - start) / (start - earlier)) if earlier < start < stop else (0.0, 0.0)
     bent = (earlier < start) & (start < stop)
-    ratio = torch.where(bent, stop - start, 0.0) / torch.where(bent, start - earlier, 1.0)
+    ratio = (stop - start) / torch.where(bent, start - earlier, 1.0)
     return bent.to(start.dtype), ratio

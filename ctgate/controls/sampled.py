@@ -159,11 +159,6 @@ class SampledControl(Control):
             piece = bisect_right(self._knots, t + rounding) - 1
         else:
             piece = bisect_left(self._knots, t - rounding) - 1
-        # The last knot seen from the right, and the first from the left, belong to the data.
-        if piece == self._pieces and t - rounding <= self._knots[-1]:
-            piece -= 1
-        if piece < 0 and t + rounding >= self._knots[0]:
-            piece = 0
         return self._piece(piece)
 
     def _piece(self, piece: int) -> Piece:

@@ -210,6 +210,7 @@ def test_a_transform_that_uses_the_control_first_leaves_no_trace(make, gaps, lea
     ):
         torch.testing.assert_close(transform(), expected)
         value = control.on(start, stop)(start)
+        assert all(row.requires_grad == learned for row in control.on(start, stop).coefficients)
         assert value.requires_grad == learned
         torch.testing.assert_close(value.sum(), expected)
         torch.testing.assert_close(transform(), expected)

@@ -80,6 +80,19 @@ def test_both_limits_of_a_jump_whichever_side_the_function_counts_it_to(fn, knot
         assert control.on(at, 1.0)(rounded).item() == 1.0
 
 
+@pytest.mark.parametrize("jump", [0.3, 0.7])
+def test_a_knot_in_float32_stands_for_the_jump_that_it_was_rounded_from(jump):
+    control = FunctionControl(
+        lambda t: torch.where(t < jump, -1.0, 1.0).reshape(1), knots=torch.tensor([jump])
+    )
+    (knot,) = control.knots
+    assert (knot < jump) == (jump == 0.7)
+    for t in (knot, jump):
+        assert [control(t, side).item() for side in ("left", "right")] == [-1.0, 1.0]
+        assert control.on(-1.0, knot)(t).item() == -1.0
+        assert control.on(knot, 1.0)(t).item() == 1.0
+
+
 def test_a_jump_at_zero():
     control = FunctionControl(lambda t: torch.where(t < 0.0, -1.0, 1.0).reshape(1), knots=[0.0])
     assert control(0.0, "left").item() == -1.0
