@@ -11,18 +11,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ctgate.controls import Control
+from ctgate.controls.base import concrete
 from ctgate.fields import VectorField
 from ctgate.fields.base import broadcasts_to
-
-
-def decide(condition: Tensor) -> bool | None:
-    """A tensor condition as a bool, or None where it has one per sample, under ``torch.func.vmap``."""
-    try:
-        return bool(condition)
-    except RuntimeError as error:
-        if "vmap" not in str(error):
-            raise
-        return None
 
 
 class _Method(nn.Module):
@@ -86,7 +77,7 @@ class ODEProblem:
         if self.h0.ndim == 0 or (size is not None and self.h0.shape[-1] != size):
             expected = "state" if size is None else size
             raise ValueError(f"h0 has shape {tuple(self.h0.shape)}; it must be (*batch, {expected})")
-        if self.h0.device.type != "meta" and decide(torch.isfinite(self.h0).all()) is False:
+        if self.h0.device.type != "meta" and concrete(torch.isfinite(self.h0).all()) == 0.0:
             first = (~torch.isfinite(self.h0)).nonzero()[0].tolist()
             raise ValueError(
                 f"h0[{', '.join(map(str, first))}] is {self.h0[tuple(first)].item()}; h0 must be finite"

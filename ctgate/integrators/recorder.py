@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ctgate.controls.base import concrete
 from ctgate.integrators.grid import Input
-from ctgate.problem import decide
 from ctgate.retcode import Halt, ReturnCode
 
 Callback = Callable[[float, Tensor], bool | None]
@@ -93,7 +93,7 @@ class Recorder:
 
     def extend(self, ends: Sequence[tuple[float, float]], outputs: Sequence[Output], h: Tensor) -> None:
         """Several accepted steps of a fixed-step method at once; ``h`` is the state after the last."""
-        if decide(torch.isfinite(h).all()) is False:
+        if concrete(torch.isfinite(h).all()) == 0.0:
             good = list(takewhile(lambda output: bool(torch.isfinite(output.h).all()), outputs))
             self.outputs.extend(good)
             self.stats.accepted += len(ends)
