@@ -144,6 +144,18 @@ def test_times_stay_exact_in_float32():
         assert abs(float(sol.hs[-1]) - exact(3.0)) < 2e-4
 
 
+@pytest.mark.parametrize("sensealg", [ct.DiscreteAdjoint(), ct.BacksolveAdjoint()])
+def test_a_short_span_far_from_zero(sensealg):
+    """A span of 5e-6 at t = 1e6, where float64 resolves 1e-10: short first steps are no underflow."""
+    prob = gated_problem()
+    far = ct.ZeroOrderHold(1e6 + 1e-6 * torch.arange(7.0, dtype=torch.float64), prob.control.xs)
+    sol = ct.solve(ct.remake(prob, control=far, tspan=(1e6, 1e6 + 6e-6)), sensealg=sensealg)
+    assert sol.retcode is ct.ReturnCode.SUCCESS
+    slope = prob.field(0.0, prob.h0, prob.control.xs.mean(0)).detach()
+    assert torch.allclose(sol.hs[-1], prob.h0 + 6e-6 * slope, rtol=0, atol=2e-6)
+    assert (sol.hs[-1] - prob.h0).abs().max() > 1e-7
+
+
 def test_the_worst_sample_sets_the_step():
     """Error per sample does not depend on how many easy samples share the batch."""
     field = ct.Field(lambda t, h, u: h * 8.0 * torch.cos(8.0 * t))

@@ -47,6 +47,11 @@ def initial_step(dynamics: Dynamics, cut: Interval, h: Tensor, order: int, rtol:
     return min(100.0 * trial, step, span)
 
 
+def shortest_step(cut: Interval) -> float:
+    """The shortest step that float64 can tell from none at these times."""
+    return 4.0 * FLOAT64_EPS * max(abs(cut.start), abs(cut.stop))
+
+
 class Retry(Exception):
     """The last attempt was not finite: go on from the last node with a smaller step."""
 
@@ -74,7 +79,7 @@ class Walk:
         if now > self.elapsed:
             self.accept(now, h)
         t = self._cut.start + now
-        floor = 4.0 * FLOAT64_EPS * max(abs(self._cut.start), abs(self._cut.stop))
+        floor = shortest_step(self._cut)
         if wish == 0.0:
             self.wish = _SHRINK * min(self.wish, self._cut.stop - t)
             if self.wish <= floor:
@@ -142,7 +147,8 @@ def integrate(
     for cut in cuts:
         length = cut.stop - cut.start
         walk = Walk(dynamics, cut, h, progress)
-        walk.wish = min(wish, alg.max_step)
+        # Where the span is near the resolution of its times, a cautious guess must not count as an underflow.
+        walk.wish = min(max(wish, 2.0 * shortest_step(cut)), alg.max_step)
         while walk.elapsed < length:
             times = torch.tensor([walk.elapsed, length], dtype=torch.float64, device=h.device)
             options = {

@@ -12,7 +12,7 @@ import torchdiffeq
 from torch import Tensor
 
 from ctgate.integrators.dynamics import Dynamics
-from ctgate.integrators.grid import FLOAT64_EPS, Interval
+from ctgate.integrators.grid import Interval
 from ctgate.integrators.recorder import Output, Recorder
 from ctgate.integrators.torchdiffeq import (
     Progress,
@@ -20,6 +20,7 @@ from ctgate.integrators.torchdiffeq import (
     TorchdiffeqAlgorithm,
     Walk,
     initial_step,
+    shortest_step,
     worst_sample_norm,
 )
 from ctgate.retcode import Halt, ReturnCode, SolveError
@@ -32,9 +33,8 @@ class ReversibleWalk(Walk):
     def callback_step_adjoint(self, elapsed: Tensor, state: tuple[Tensor, ...], dt: Tensor) -> None:
         """Called before each attempt of the reverse solve."""
         t = self._cut.start + float(elapsed)
-        floor = 4.0 * FLOAT64_EPS * max(abs(self._cut.start), abs(self._cut.stop))
         finite = all(bool(torch.isfinite(part).all()) for part in state)
-        if not finite or abs(float(dt)) <= floor:
+        if not finite or abs(float(dt)) <= shortest_step(self._cut):
             raise SolveError(
                 f"BacksolveAdjoint: the reverse solve broke down at t = {t:.9g} (step {float(dt):.3g}): "
                 "re-integrating "
@@ -96,7 +96,7 @@ def _reversible(
     rtol, atol = tolerances
     while True:
         walk = ReversibleWalk(dynamics, cut, h, progress)
-        walk.wish = min(wish, alg.max_step)
+        walk.wish = min(max(wish, 2.0 * shortest_step(cut)), alg.max_step)
         try:
             solution = torchdiffeq.odeint_adjoint(
                 walk,
