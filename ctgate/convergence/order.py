@@ -50,7 +50,7 @@ def test_convergence(
     ``high``, or ``undetermined`` where fewer than three points are left.
 
     Raises: TypeError, ValueError for algorithms that are adaptive or named twice, fewer than three step
-    sizes or repeated ones, a reference of another shape.
+    sizes or repeated ones, a reference of another shape; SolveError if the reference solve fails.
 
     Source: THEORY.md 2, 4; the name is that of DiffEqDevTools.jl.
     """

@@ -68,7 +68,8 @@ def work_precision(
     ``gradient_slope`` and so on.
 
     Raises: TypeError, ValueError for methods without settings or named twice, settings that are not
-    positive, a loss that is no scalar or does not depend on the solution, a reference of another shape.
+    positive, a loss that is no scalar or does not depend on the solution, a reference of another shape;
+    SolveError if the reference solve fails.
 
     Source: THEORY.md 6; E. Hairer, S. P. Norsett, G. Wanner, Solving Ordinary Differential Equations I,
     section II.10.
