@@ -275,6 +275,7 @@ def test_presets_differ_in_length_only():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_quick_preset_finds_every_slope_right(tmp_path):
     """As users run it, without the type checker in every call."""
     program = (
