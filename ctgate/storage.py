@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -22,21 +23,31 @@ from ctgate.retcode import ReturnCode
 from ctgate.solution import Solution
 
 _FORMAT = "ctgate solution 1"
+_KINDS = {".nc": "a .nc is a netCDF file", ".zarr": "a .zarr is a directory, the Zarr store"}
 _NO_DENSE = "the file holds no dense output; save a solution that was solved with dense=True"
 
 
+@torch.no_grad()
 def to_dataset(sol: Solution) -> xr.Dataset:
     """A solution as a Dataset with dims ``time``, batch dims and ``unit``.
 
     Variables: each component of the state, each gate, and, where the solution still has its problem,
-    ``input`` and ``time_constant`` (1/rate, infinite where a gate is closed). Every variable has
-    ``long_name`` and ``units``.
+    ``control`` (the input u) and ``time_constant`` (1/rate, infinite where a gate is closed). Every variable
+    has ``long_name`` and ``units``.
+
+    Raises: ValueError when the field gives one name to two of them.
     """
     batch = _batch_dims(sol.hs.ndim - 2)
     variables: dict[str, Any] = {}
     sizes: dict[str, int] = {}
 
     def add(name: str, values: Tensor, dim: str, long_name: str, units: str) -> None:
+        if name in variables or name == "time":
+            raise ValueError(
+                f"two variables of the solution are named {name!r} (the second is the {long_name}); "
+                "name the field's components and gates apart from each other and from "
+                "'time', 'time_constant' and 'control'"
+            )
         values = values.detach().cpu()
         if sizes.setdefault(dim, values.shape[-1]) != values.shape[-1]:
             dim = f"{name}_{dim}"
@@ -49,32 +60,39 @@ def to_dataset(sol: Solution) -> xr.Dataset:
     if sol.prob is not None:
         add("time_constant", _time_constants(sol), "state", "time constant 1 / rate", "time")
         if sol.prob.control is not None:
-            add("input", _inputs(sol), "channel", "input u(t)", "1")
+            add("control", _inputs(sol), "channel", "input u(t)", "1")
     time = ("time", sol.ts.cpu().numpy(), {"long_name": "time", "units": "units of tau"})
     return xr.Dataset(variables, coords={"time": time}, attrs=_attributes(sol))
 
 
+@torch.no_grad()
 def save(sol: Solution, path: str | Path) -> None:
     """Write a solution with its dense output to ``.nc`` (h5netcdf) or ``.zarr``.
 
-    The file appears whole or not at all, and replaces one of the same name.
+    The file appears whole or not at all, and replaces one of the same name. A Zarr store is a directory,
+    which no rename replaces: the old one is named ``<stem>.replaced-<token>.zarr`` until the new one has its
+    place, and is there to be loaded if the process dies in between.
 
-    Raises: ValueError for another suffix.
+    Raises: ValueError for another suffix, a path with ``::``, a ``.nc`` that is a directory or a ``.zarr``
+    that is a file; OSError when writing fails.
     """
-    target = Path(path)
+    target = _checked_path(path)
+    if target.exists() and target.is_dir() != (target.suffix == ".zarr"):
+        raise ValueError(
+            f"path is {str(target)!r}; it must not be {_kind(target)}, for {_KINDS[target.suffix]}"
+        )
     tree = xr.DataTree(
         to_dataset(sol), children={} if isinstance(sol.dense, str) else {"dense": _dense_tree(sol.dense)}
     )
-    partial = target.with_name(target.name + f".partial-{os.getpid()}")
-    if target.suffix == ".nc":
-        tree.to_netcdf(partial, engine="h5netcdf")
-    elif target.suffix == ".zarr":
-        tree.to_zarr(partial, mode="w", consolidated=False)
-        if target.is_dir():
-            shutil.rmtree(target)
-    else:
-        raise ValueError(f"path is {str(target)!r}; its suffix must be .nc (netCDF) or .zarr (Zarr)")
-    os.replace(partial, target)
+    partial = target.with_name(f"{target.name}.partial-{secrets.token_hex(4)}")
+    try:
+        if target.suffix == ".nc":
+            tree.to_netcdf(partial, engine="h5netcdf")
+        else:
+            tree.to_zarr(partial, mode="w", consolidated=False)
+        _rename(partial, target)
+    finally:
+        _remove(partial)
 
 
 def load(path: str | Path) -> Solution:
@@ -82,17 +100,13 @@ def load(path: str | Path) -> Solution:
 
     Its ``prob`` is None; ``sol(t)``, gates and labels work.
 
-    Raises: FileNotFoundError; ValueError for a suffix or a file that is not a ctgate solution.
+    Raises: FileNotFoundError; ValueError for a suffix, a path with ``::`` or a file that is not a ctgate
+    solution.
     """
-    source = Path(path)
-    if source.suffix not in (".nc", ".zarr"):
-        raise ValueError(f"path is {str(source)!r}; its suffix must be .nc (netCDF) or .zarr (Zarr)")
+    source = _checked_path(path)
     if not source.exists():
         raise FileNotFoundError(f"there is no file {str(source)!r}")
-    options: dict[str, Any] = (
-        {"engine": "h5netcdf"} if source.suffix == ".nc" else {"engine": "zarr", "consolidated": False}
-    )
-    with xr.open_datatree(source, **options) as tree:
+    with _opened(source) as tree:
         root = tree.to_dataset().load()
         nodes = tree["dense"].to_dataset().load() if "dense" in tree.children else None
     if root.attrs.get("format") != _FORMAT:
@@ -118,6 +132,61 @@ def load(path: str | Path) -> Solution:
         dense=_NO_DENSE if nodes is None else _stored_dense(nodes),
         stored={name: _tensor(root[name]) for name in record["gates"]},
     )
+
+
+def _checked_path(path: str | Path) -> Path:
+    full = Path(path).absolute()
+    if full.suffix not in _KINDS:
+        raise ValueError(f"path is {str(path)!r}; its suffix must be .nc (netCDF) or .zarr (Zarr)")
+    if "::" in str(full):
+        raise ValueError(
+            f"path is {str(full)!r}; it must not contain '::', which the libraries that write the file take "
+            "for a chain of file systems"
+        )
+    return full
+
+
+def _kind(path: Path) -> str:
+    return "a directory" if path.is_dir() else "a file"
+
+
+def _rename(partial: Path, target: Path) -> None:
+    """Give a finished file its name; at every moment the old or the new one is whole on the disk."""
+    if target.suffix == ".nc" or not os.path.lexists(target):
+        os.replace(partial, target)
+        return
+    old = target.with_name(f"{target.stem}.replaced-{secrets.token_hex(4)}{target.suffix}")
+    os.rename(target, old)
+    try:
+        os.rename(partial, target)
+    except OSError:
+        os.rename(old, target)
+        raise
+    _remove(old)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _opened(source: Path) -> xr.DataTree:
+    options: dict[str, Any] = (
+        {"engine": "h5netcdf"} if source.suffix == ".nc" else {"engine": "zarr", "consolidated": False}
+    )
+    try:
+        return xr.open_datatree(source, **options)
+    except (OSError, ValueError) as error:
+        # With an errno the system refused (permissions, a lock); without one the contents made no sense.
+        refused = isinstance(error, OSError) and error.errno is not None
+        if refused and source.is_dir() == (source.suffix == ".zarr"):
+            raise
+        raise ValueError(
+            f"{str(source)!r} is not a ctgate solution: as {_kind(source)} it cannot be opened, "
+            f"where {_KINDS[source.suffix]}"
+        ) from error
 
 
 def _tensor(variable: xr.DataArray) -> Tensor:
@@ -196,8 +265,7 @@ def _dense_tree(dense: Dense) -> xr.DataTree:
         ),
     }
     if len(dense.ts) > 1:
-        with torch.no_grad():
-            slopes = dense.all_slopes()
+        slopes = dense.all_slopes()
         for name, place, values in (("left", "start", slopes.left), ("right", "end", slopes.right)):
             label = {"long_name": f"dh/dt at the {place} of the step", "units": "1 / time"}
             variables[name] = (step, values.cpu().numpy(), label)

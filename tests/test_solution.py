@@ -1,9 +1,7 @@
-"""Solutions: labels, gates, dense output, files."""
+"""Solutions: labels, gates, dense output."""
 
-import numpy as np
 import pytest
 import torch
-import xarray as xr
 
 import ctgate as ct
 
@@ -97,74 +95,3 @@ def test_outside_the_span():
         sol(float("nan"))
     assert sol(torch.tensor([0.0, 4.0])).shape == (2, 2, 8)
     assert torch.equal(sol(4.0), sol.hs[-1])
-
-
-@pytest.mark.parametrize("layers", [1, 2])
-def test_to_xarray(layers):
-    sol = lstm_solution(layers=layers)
-    data = sol.to_xarray()
-    prefix = "" if layers == 1 else "layers.1."
-    assert data[f"{prefix}cell"].dims == ("time", "batch", f"{prefix}unit")
-    assert data["input"].dims == ("time", "batch", "channel") or layers == 1
-    np.testing.assert_array_equal(data[f"{prefix}hidden"].values, sol.output.detach().numpy())
-    np.testing.assert_array_equal(data["time"].values, sol.ts.numpy())
-    for name in data.variables:
-        assert data[name].attrs["long_name"]
-        assert data[name].attrs["units"]
-    assert data.attrs["retcode"] == "SUCCESS"
-    assert data.attrs["rtol"] == 1e-6
-    assert data.attrs["dtype"] == "float64"
-    assert "Dopri5" in data.attrs["algorithm"]
-    assert data.attrs["torch_version"] == torch.__version__.split("+")[0] or data.attrs["torch_version"]
-
-
-@pytest.mark.parametrize("suffix", [".nc", ".zarr"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_files_round_trip(tmp_path, suffix, dtype):
-    sol = lstm_solution(dtype=dtype, layers=2)
-    path = tmp_path / f"solution{suffix}"
-    sol.save(path)
-    sol.save(path)
-    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
-    again = ct.load(path)
-    assert again.prob is None
-    assert again.alg == sol.alg
-    assert again.retcode is sol.retcode
-    assert again.tolerances == sol.tolerances
-    assert again.stats == sol.stats
-    assert torch.equal(again.ts, sol.ts)
-    assert torch.equal(again.hs, sol.hs.detach())
-    assert torch.equal(again.output, sol.output.detach())
-    assert torch.equal(again["layers.1.forget"], sol["layers.1.forget"].detach())
-    assert torch.allclose(again([0.1, 1.25, 3.3]), sol([0.1, 1.25, 3.3]).detach(), rtol=0, atol=1e-6)
-    with pytest.raises(KeyError, match="update"):
-        again["update"]
-    assert set(again.to_xarray().data_vars) == set(sol.to_xarray().data_vars) - {"input", "time_constant"}
-
-
-def test_a_failed_and_a_sparse_solution_round_trip(tmp_path):
-    prob = ct.ODEProblem(ct.Field(lambda t, h, u: h * h), torch.ones(3, dtype=torch.float64), (0.0, 2.0))
-    with pytest.warns(RuntimeWarning, match="to try"):
-        sol = ct.solve(prob, ct.RK4(dt=0.01))
-    sol.save(tmp_path / "failed.nc")
-    again = ct.load(tmp_path / "failed.nc")
-    assert again.retcode is ct.ReturnCode.UNSTABLE
-    assert again.message == sol.message
-    assert torch.equal(again.hs, sol.hs)
-    lstm_solution(saveat=[0.0, 1.0], dense=False).save(tmp_path / "sparse.nc")
-    with pytest.raises(RuntimeError, match="the file holds no dense output"):
-        ct.load(tmp_path / "sparse.nc")(0.5)
-
-
-def test_bad_paths(tmp_path):
-    sol = lstm_solution()
-    with pytest.raises(ValueError, match=r"suffix must be \.nc"):
-        sol.save(tmp_path / "solution.pt")
-    assert list(tmp_path.iterdir()) == []
-    with pytest.raises(ValueError, match="suffix"):
-        ct.load(tmp_path / "solution.pkl")
-    with pytest.raises(FileNotFoundError, match=r"no file .*absent\.nc"):
-        ct.load(tmp_path / "absent.nc")
-    xr.Dataset({"x": ("time", [1.0])}).to_netcdf(tmp_path / "other.nc", engine="h5netcdf")
-    with pytest.raises(ValueError, match="is not a ctgate solution"):
-        ct.load(tmp_path / "other.nc")
