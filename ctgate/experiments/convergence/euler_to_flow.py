@@ -10,7 +10,6 @@ from tqdm import tqdm
 import ctgate as ct
 from ctgate.convergence import make_reference, test_convergence
 from ctgate.convergence.measure import state_error
-from ctgate.dense import evaluate
 from ctgate.experiments.convergence import problems
 from ctgate.experiments.convergence.presets import Preset
 from ctgate.experiments.convergence.series import CELL, STEP_TOLERANCE, Series, collect
@@ -68,10 +67,11 @@ def retention(prob: ct.ODEProblem, refinements: int) -> Series:
 @torch.no_grad()
 def euler_retention(prob: ct.ODEProblem, dt: float) -> Tensor:
     """The product over the Euler steps of 1 - dt rate."""
+    assert prob.control is not None
     sol = ct.solve(prob, ct.Euler(dt=dt), throw=True)
-    constants = evaluate(prob, "time_constants", sol.ts[:-1], sol.hs[:-1])
-    assert isinstance(constants, Tensor)
-    rate = constants.reciprocal()
+    us = prob.control(sol.ts[:-1])
+    us = us.reshape(len(us), *(1,) * (sol.hs.ndim - us.ndim), *us.shape[1:])
+    rate, _ = prob.field.rate_drive(0.0, sol.hs[:-1], us)
     sizes = sol.ts.diff().reshape(-1, *(1,) * (rate.ndim - 1))
     return (1.0 - sizes * rate).prod(0)
 
