@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ctgate.guard import Unchanged
 from ctgate.problem import ODEProblem
 
 # Where further derivatives are taken, by the order of the extension: sets whose linear systems are well
@@ -116,6 +117,13 @@ def evaluate(
     prob: ODEProblem, method: str, ts: Tensor, hs: Tensor, side: str = "right"
 ) -> Tensor | dict[str, Tensor]:
     """A method of the field at many times: one call where the field does not read the time."""
+    # What was made in inference mode cannot enter a graph.
+    inference = any(tensor.is_inference() for tensor in (hs, *prob.named_parameters().values()))
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not inference):
+        return _evaluate(prob, method, ts, hs, side)
+
+
+def _evaluate(prob: ODEProblem, method: str, ts: Tensor, hs: Tensor, side: str) -> Tensor | dict[str, Tensor]:
     if prob.field.autonomous:
         us = None
         if prob.control is not None:
@@ -168,26 +176,15 @@ class Dense:
         )
 
 
-def live_dense(prob: ODEProblem, order: int, ts: Tensor, hs: Tensor) -> Dense:
+def live_dense(prob: ODEProblem, order: int, ts: Tensor, hs: Tensor, unchanged: Unchanged) -> Dense:
     """Dense output that evaluates the field when it is asked, only on the steps that are asked for.
 
-    Raises (when called): RuntimeError if a parameter was changed in place since the solve, since the slopes
-    would then belong to another field than the states.
+    Raises (when called): RuntimeError if a tensor was changed since the solve, since the slopes would then
+    belong to another field than the states.
     """
-    versions = {
-        name: (tensor, tensor._version)
-        for name, tensor in prob.named_parameters().items()
-        if not tensor.is_inference()
-    }
 
     def slopes(ends: Ends, which: Tensor) -> Slopes:
-        for name, (tensor, version) in versions.items():
-            if tensor._version != version:
-                raise RuntimeError(
-                    f"sol(t): the field's {name} was changed in place since the solve, so the derivative "
-                    "between the steps is no longer this solution's; call sol(t) before the update, or "
-                    "solve with saveat=..."
-                )
+        unchanged.check("sol(t)", "call sol(t) before the update, or solve with saveat=...")
         return slopes_of_steps(prob, ends, order)
 
     return Dense(ts, hs, slopes)

@@ -26,10 +26,7 @@ _ADVICE = {
 @torch.no_grad()
 def describe_failure(prob: ODEProblem, recorder: Recorder, code: ReturnCode, detail: str) -> str:
     """Time, step, worst unit and its rate at the last good state, and what to try."""
-    if recorder.outputs:
-        t, h = recorder.outputs[-1]
-    else:
-        t, h = prob.tspan[0], prob.h0
+    t, h = recorder.last_good or (prob.tspan[0], prob.h0)
     u = None if prob.control is None else prob.control(t)
     rate, drive = prob.call("rate_drive", t, h, u)
     speed = (drive - rate * h).abs()

@@ -2,13 +2,15 @@
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ctgate.algorithms import Algorithm, Bosh3, Dopri5
+from ctgate.algorithms import ALGORITHMS, Algorithm, Bosh3, Dopri5
+from ctgate.controls.times import as_float64, rounding_of
 from ctgate.integrators.grid import time_resolution
 from ctgate.problem import ODEProblem
 from ctgate.sensealg import BacksolveAdjoint, DiscreteAdjoint, SensitivityAlgorithm
@@ -23,8 +25,10 @@ def choose_algorithm(alg: object, rtol: float | None) -> tuple[Algorithm, str]:
         if rtol is not None and rtol >= 1e-3:
             return Bosh3(), " (default for rtol >= 1e-3)"
         return Dopri5(), " (default)"
-    if not isinstance(alg, Algorithm):
-        raise TypeError(f"alg is {alg!r}; it must be an algorithm such as ct.Dopri5() or ct.Euler(dt=0.1)")
+    if not isinstance(alg, Algorithm) or type(alg) not in ALGORITHMS.values():
+        raise TypeError(
+            f"alg is {alg!r}; it must be one of ctgate's algorithms, such as ct.Dopri5() or ct.Euler(dt=0.1)"
+        )
     return alg, ""
 
 
@@ -69,32 +73,31 @@ def check_tolerances(alg: Algorithm, rtol: Any, atol: Any, dtype: torch.dtype) -
     return relative, default_atol if rtol is None else relative * default_atol / default_rtol
 
 
-def check_max_steps(max_steps: int | None, alg: Algorithm) -> int | None:
+def check_max_steps(max_steps: Any, alg: Algorithm) -> int | None:
     """The most steps tried; None is no limit."""
     if max_steps is None:
         return _ADAPTIVE_MAX_STEPS if alg.adaptive else None
-    if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
+    if isinstance(max_steps, bool) or not isinstance(max_steps, Integral) or max_steps < 1:
         raise ValueError(f"max_steps is {max_steps!r}; it must be a positive integer")
-    return max_steps
+    return int(max_steps)
+
+
+def _snapped(t: float, tspan: tuple[float, float], eps: float) -> float:
+    return next((end for end in tspan if abs(t - end) <= rounding_of(end, eps)), t)
 
 
 def check_saveat(
     saveat: Sequence[float] | Tensor | np.ndarray[Any, np.dtype[Any]], prob: ODEProblem
 ) -> list[float]:
     """The saved times as floats, the ends of tspan snapped to where they are off by rounding only."""
-    times = torch.as_tensor(saveat, dtype=torch.float64).detach().cpu()
+    times, eps = as_float64(saveat, "saveat")
     if times.ndim != 1 or len(times) == 0:
         raise ValueError(
             f"saveat has shape {tuple(times.shape)}; it must be a list of at least one time, (time,)"
         )
     start, stop = prob.tspan
-    eps = time_resolution(prob.control)
-    if isinstance(saveat, Tensor) and saveat.is_floating_point():
-        eps = max(eps, torch.finfo(saveat.dtype).eps)
-    slack = 4 * eps * max(abs(start), abs(stop))
-    saves = [
-        start if abs(t - start) <= slack else stop if abs(t - stop) <= slack else t for t in times.tolist()
-    ]
+    eps = max(eps, time_resolution(prob.control))
+    saves = [_snapped(t, prob.tspan, eps) for t in times.detach().cpu().tolist()]
     for number, t in enumerate(saves):
         if not start <= t <= stop:
             raise ValueError(f"saveat[{number}] is {t}; it must be inside tspan, {prob.tspan}")

@@ -12,6 +12,7 @@ from torch.func import functional_call
 
 from ctgate.controls import Control
 from ctgate.controls.base import concrete
+from ctgate.controls.times import rounding_of
 from ctgate.fields import VectorField
 from ctgate.fields.base import broadcasts_to
 
@@ -125,8 +126,8 @@ class ODEProblem:
             )
         start, stop = self.tspan
         low, high = self.control.support
-        slack = 4 * self.control.resolution * max(abs(start), abs(stop))
-        if start < low - slack or stop > high + slack:
+        early = start < low - rounding_of(start, self.control.resolution)
+        if early or stop > high + rounding_of(stop, self.control.resolution):
             raise ValueError(
                 f"tspan is {self.tspan} and the control is known on [{low}, {high}]; tspan must lie inside, "
                 'or give the control extrapolate="hold"'

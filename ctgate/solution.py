@@ -10,15 +10,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ctgate.algorithms import Algorithm
+from ctgate.controls.times import FLOAT64_EPS, rounding_of
 from ctgate.dense import Dense, evaluate
+from ctgate.guard import Unchanged
 from ctgate.integrators.recorder import Stats
 from ctgate.problem import ODEProblem
 from ctgate.retcode import ReturnCode
 
 if TYPE_CHECKING:
     import xarray as xr
-
-FLOAT64_EPS = 2.0**-52
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +47,7 @@ class Solution:
     components: Mapping[str, slice]
     output_slice: slice
     dense: Dense | str = field(repr=False)
+    unchanged: Unchanged | None = field(default=None, repr=False)
     stored: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
     @property
@@ -71,6 +72,8 @@ class Solution:
         """Every gate at ``ts``, by name: ``(time, *batch, unit)``."""
         if self.prob is None:
             return dict(self.stored)
+        if self.unchanged is not None:
+            self.unchanged.check("sol[gate]", "read gates before the update")
         gates = evaluate(self.prob, "gates", self.ts, self.hs, "right")
         if isinstance(gates, Tensor):
             raise TypeError("the field's gates(t, h, u) must return a dict of named gates")
@@ -92,8 +95,8 @@ class Solution:
         times = torch.as_tensor(t, dtype=torch.float64, device=self.hs.device)
         flat = times.reshape(-1)
         start, stop = float(self.dense.ts[0]), float(self.dense.ts[-1])
-        slack = 4 * FLOAT64_EPS * max(abs(start), abs(stop))
-        outside = (flat < start - slack) | (flat > stop + slack) | flat.isnan()
+        early = flat < start - rounding_of(start, FLOAT64_EPS)
+        outside = early | (flat > stop + rounding_of(stop, FLOAT64_EPS)) | flat.isnan()
         if bool(outside.any()):
             raise ValueError(f"sol(t): t is {float(flat[outside][0])}; it must be in [{start}, {stop}]")
         states = self.dense(flat.clamp(start, stop))

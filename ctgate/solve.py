@@ -2,6 +2,7 @@
 
 import time
 import warnings
+from bisect import bisect_right
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,8 +12,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ctgate.algorithms import Algorithm, Bosh3, Dopri5, Dopri8, FixedStepAlgorithm
-from ctgate.dense import Dense, Ends, interpolate, live_dense, slopes_of_steps
+from ctgate.dense import Dense, Ends, Slopes, interpolate, live_dense, slopes_of_steps
 from ctgate.failure import describe_failure
+from ctgate.guard import Unchanged
 from ctgate.integrators.dynamics import Dynamics
 from ctgate.integrators.grid import intervals, steps, time_resolution
 from ctgate.integrators.recorder import AcceptedStep, Callback, Keep, Output, Recorder, Stats
@@ -57,6 +59,8 @@ def solve(
     throw: raise :class:`ctgate.SolveError` where the solve would return a failed solution and warn.
     dense: keep the accepted steps for ``sol(t)``. With False and ``saveat`` only the saved states are kept.
 
+    Under ``torch.func.vmap`` divergence cannot be seen, so it comes back as numbers that are not finite.
+
     Returns: :class:`ctgate.Solution`. A solve that fails returns the part that is good with its
     ``retcode``, and warns.
 
@@ -95,6 +99,9 @@ def solve(
     return solution
 
 
+_NO_DENSE = "this solve had dense=False; solve with dense=True, or ask for times with saveat=..."
+
+
 def _every_node(step: AcceptedStep) -> list[Output]:
     return [Output(step.stop, step.right)]
 
@@ -115,13 +122,18 @@ class _Run:
         self.prob = prob
         self.alg = alg
         self.tolerances = tolerances
-        self.saves = saves
         self.stats = stats
         self.resolution = time_resolution(prob.control)
         self.cuts = intervals(prob.control, *prob.tspan)
         self.dynamics = Dynamics(prob, stats)
-        self.backsolve = isinstance(sensealg, BacksolveAdjoint) and torch.is_grad_enabled()
-        self.checkpoints = sensealg.checkpoints if isinstance(sensealg, DiscreteAdjoint) else None
+        with_gradients = torch.is_grad_enabled()
+        self.backsolve = isinstance(sensealg, BacksolveAdjoint) and with_gradients
+        if isinstance(sensealg, BacksolveAdjoint) and saves is None:
+            saves = [prob.tspan[0], *(cut.stop for cut in self.cuts)]
+        self.saves = saves
+        kept = sensealg.checkpoints if isinstance(sensealg, DiscreteAdjoint) else None
+        self.checkpoints = kept if with_gradients else None
+        self.unchanged = Unchanged(prob)
         self.keep_nodes = (keep_nodes or saves is None) and not self.backsolve
         self.keep: Keep = _every_node if self.keep_nodes else self._saved
 
@@ -136,6 +148,7 @@ class _Run:
                 assert isinstance(self.alg, Bosh3 | Dopri5 | Dopri8)
                 assert self.tolerances is not None
                 if self.backsolve:
+                    assert self.saves is not None
                     run_backsolve(self.dynamics, self.alg, self.cuts, self.tolerances, recorder, self.saves)
                 else:
                     run_adaptive(
@@ -152,22 +165,36 @@ class _Run:
     def _saved(self, step: AcceptedStep) -> list[Output]:
         """The states at the times of ``saveat`` inside one step, where the steps themselves are not kept."""
         assert self.saves is not None
-        inside = [t for t in self.saves if step.start < t <= step.stop]
+        inside = self.saves[bisect_right(self.saves, step.start) : bisect_right(self.saves, step.stop)]
         outputs = [Output(t, step.right) for t in inside if t == step.stop]
         inner = [t for t in inside if t < step.stop]
         if inner:
             device = step.left.device
-            pair = torch.tensor([[step.start], [step.stop]], dtype=torch.float64, device=device)
-            ends = Ends(pair[0], pair[1], step.left[None], step.right[None])
-            slopes = slopes_of_steps(self.prob, ends, self.alg.dense_order)
+            ends, slopes = self._one_step(Output(step.start, step.left), Output(step.stop, step.right))
             times = torch.tensor(inner, dtype=torch.float64, device=device)
             states = interpolate(ends, slopes, times)
             outputs[:0] = [Output(t, state) for t, state in zip(inner, states.unbind(0), strict=True)]
         return outputs
 
+    def _one_step(self, left: Output, right: Output) -> tuple[Ends, Slopes]:
+        pair = torch.tensor([[left.t], [right.t]], dtype=torch.float64, device=left.h.device)
+        ends = Ends(pair[0], pair[1], left.h[None], right.h[None])
+        return ends, slopes_of_steps(self.prob, ends, self.alg.dense_order)
+
+    @torch.no_grad()
+    def _drop_the_brink(self, outputs: list[Output]) -> None:
+        """Drop the last nodes of a divergence that ``sol(t)`` could not reach: slopes not finite there."""
+        while len(outputs) > 1:
+            _, slopes = self._one_step(*outputs[-2:])
+            if all(bool(torch.isfinite(part).all()) for part in slopes):
+                return
+            outputs.pop()
+
     def solution(self, recorder: Recorder, code: ReturnCode, detail: str, dense: bool) -> Solution:
         """Stack the outputs and attach the dense output."""
         outputs = recorder.outputs
+        if code is ReturnCode.UNSTABLE and self.keep_nodes:
+            self._drop_the_brink(outputs)
         device = self.prob.h0.device
         ts = torch.tensor([output.t for output in outputs], dtype=torch.float64, device=device)
         hs = (
@@ -175,20 +202,18 @@ class _Run:
             if outputs
             else self.prob.h0.new_empty(0, *self.prob.h0.shape)
         )
-        extension: Dense | str = (
-            "this solve had dense=False; solve with dense=True, or ask for times with saveat=..."
-        )
+        extension: Dense | str = _NO_DENSE
         if self.backsolve:
             extension = "BacksolveAdjoint differentiates only the saved states; ask for times with saveat=..."
         elif self.keep_nodes:
-            extension = live_dense(self.prob, self.alg.dense_order, ts, hs)
+            extension = live_dense(self.prob, self.alg.dense_order, ts, hs, self.unchanged)
         if self.saves is not None and isinstance(extension, Dense):
             ts = torch.tensor(
                 [t for t in self.saves if t <= outputs[-1].t], dtype=torch.float64, device=device
             )
             hs = extension(ts)
         if not dense and isinstance(extension, Dense):
-            extension = "this solve had dense=False; solve with dense=True, or ask for times with saveat=..."
+            extension = _NO_DENSE
         return self._solution(ts, hs, code, detail, extension)
 
     def empty(self) -> Solution:
@@ -202,7 +227,7 @@ class _Run:
             times = list(self.prob.tspan)
         ts = torch.tensor(times, dtype=torch.float64, device=self.prob.h0.device)
         hs = self.prob.h0.expand(len(ts), *self.prob.h0.shape)
-        dense = live_dense(self.prob, self.alg.dense_order, ts, hs)
+        dense = live_dense(self.prob, self.alg.dense_order, ts, hs, self.unchanged)
         return self._solution(ts, hs, ReturnCode.SUCCESS, "The batch is empty.", dense)
 
     def _solution(
@@ -221,4 +246,5 @@ class _Run:
             components=field.components,
             output_slice=field.output,
             dense=dense,
+            unchanged=self.unchanged,
         )

@@ -26,7 +26,7 @@ TOP_LEVEL = {
 # From the ground floor up; a module imports from its own floor and those below.
 FLOORS = (
     {"fields", "kernels", "controls"},
-    {"problem", "algorithms", "retcode"},
+    {"problem", "guard", "algorithms", "retcode"},
     {"integrators", "dense"},
     {"sensealg"},
     {"solve", "solution", "options", "failure", "storage", "ensembles"},

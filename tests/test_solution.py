@@ -74,7 +74,7 @@ def test_dense_output_notices_an_update():
     sol(0.3)
     with torch.no_grad():
         sol.prob.field.weight_hh.add_(0.1)
-    with pytest.raises(RuntimeError, match="weight_hh was changed in place since the solve"):
+    with pytest.raises(RuntimeError, match="weight_hh was changed since the solve"):
         sol(0.3)
 
 

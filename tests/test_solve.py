@@ -301,7 +301,7 @@ def test_batch_shapes(batch):
 @pytest.mark.parametrize(
     ("options", "error", "match"),
     [
-        ({"alg": "dopri5"}, TypeError, "alg is 'dopri5'; it must be an algorithm"),
+        ({"alg": "dopri5"}, TypeError, "alg is 'dopri5'; it must be one of ctgate's algorithms"),
         ({"sensealg": "adjoint"}, TypeError, "sensealg is 'adjoint'"),
         (
             {"alg": ct.RK4(dt=0.1), "sensealg": ct.BacksolveAdjoint()},

@@ -67,7 +67,8 @@ class SampledControl(Control):
         if extrapolate not in (None, "hold"):
             raise ValueError(f'{name}: extrapolate is {extrapolate!r}; it must be None or "hold"')
         self._hold = extrapolate == "hold"
-        values = torch.as_tensor(xs)
+        # Not as_tensor for a tensor: it would follow a default device.
+        values = xs if isinstance(xs, Tensor) else torch.as_tensor(xs)
         times, self.resolution = as_float64(ts, "ts")
         check_shapes(name, times, values, batch_first)
         if batch_first:

@@ -8,8 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ctgate.controls import Control, Piece
-
-FLOAT64_EPS = 2.0**-52
+from ctgate.controls.times import FLOAT64_EPS, rounding_of
 
 
 class NoInput:
@@ -50,8 +49,9 @@ def intervals(control: Control | None, start: float, stop: float) -> list[Interv
     """Cut [start, stop] at the knots of the control."""
     if control is None:
         return [Interval(start, stop, NoInput())]
-    slack = 4.0 * time_resolution(control) * max(abs(start), abs(stop))
-    inner = [knot for knot in control.knots if start + slack < knot < stop - slack]
+    resolution = time_resolution(control)
+    low, high = start + rounding_of(start, resolution), stop - rounding_of(stop, resolution)
+    inner = [knot for knot in control.knots if low < knot < high]
     edges = [start, *inner, stop]
     return [Interval(a, b, control.on(a, b)) for a, b in pairwise(edges)]
 
@@ -60,10 +60,11 @@ def steps(cuts: Sequence[Interval], dt: float, resolution: float) -> Iterator[St
     """Steps of size ``dt`` from the start of each interval, the last one shortened to land on its end.
 
     A step within 4 units in the last place of ``dt`` is ``dt``: times such as ``arange(T) * dt`` carry
-    rounding, and the discrete cell must not see it.
+    rounding, and the discrete cell must not see it. Where the times are so coarse that 4 of their units are
+    no longer small against ``dt``, a thousandth of ``dt`` counts instead, so no time is lost.
     """
     for number, cut in enumerate(cuts):
-        slack = 4.0 * resolution * max(abs(cut.start), abs(cut.stop), dt)
+        slack = min(rounding_of(max(abs(cut.start), abs(cut.stop), dt), resolution), 1e-3 * dt)
         length = cut.stop - cut.start
         count = max(1, math.ceil((length - slack) / dt))
         for k in range(count):

@@ -69,6 +69,7 @@ class Recorder:
         self.keep = keep
         self.outputs: list[Output] = []
         self.last_step: tuple[float, float] | None = None
+        self.last_good: Output | None = None
         self.max_steps = max_steps
         self._callback = callback
         self._advance_bar = advance_bar
@@ -84,27 +85,38 @@ class Recorder:
         self.observe(step.start, step.stop, step.right)
 
     def observe(self, start: float, stop: float, h: Tensor) -> None:
-        """Count a step and show its end to the callback and the bar, without keeping anything."""
+        """Count a step and show its end to the callback and the bar, without keeping it as an output."""
         self.stats.accepted += 1
         self.last_step = (start, stop)
+        self.last_good = Output(stop, h)
         self._advance_bar(stop - start)
         if self._callback is not None and self._callback(stop, h):
             raise Halt(ReturnCode.TERMINATED, f"the callback ended the solve at t = {stop:.9g}")
 
     def extend(self, ends: Sequence[tuple[float, float]], outputs: Sequence[Output], h: Tensor) -> None:
         """Several accepted steps of a fixed-step method at once; ``h`` is the state after the last."""
-        if concrete(torch.isfinite(h).all()) == 0.0:
-            good = list(takewhile(lambda output: bool(torch.isfinite(output.h).all()), outputs))
-            self.outputs.extend(good)
-            self.stats.accepted += len(ends)
-            reached = good[-1].t if good else ends[0][0]
-            self.last_step = next((end for end in ends if end[1] > reached), ends[-1])
-            raise Halt(ReturnCode.UNSTABLE, f"the state is not finite after t = {reached:.9g}")
-        self.outputs.extend(outputs)
+        broken = concrete(torch.isfinite(h).all()) == 0.0
+        if broken:
+            outputs = list(takewhile(lambda output: bool(torch.isfinite(output.h).all()), outputs))
         if self._callback is None:
-            self.stats.accepted += len(ends)
-            self.last_step = ends[-1]
-            self._advance_bar(ends[-1][1] - ends[0][0])
-            return
-        for (start, stop), output in zip(ends, outputs, strict=True):
-            self.observe(start, stop, output.h)
+            self.outputs.extend(outputs)
+            if not broken:
+                self.stats.accepted += len(ends)
+                self.last_step, self.last_good = ends[-1], Output(ends[-1][1], h)
+                self._advance_bar(ends[-1][1] - ends[0][0])
+        else:
+            # A callback makes every step an output; what follows the step that it ends at is dropped.
+            for (start, stop), output in zip(ends, outputs, strict=False):
+                self.outputs.append(output)
+                self.observe(start, stop, output.h)
+        if broken:
+            self._break_off(ends, outputs)
+
+    def _break_off(self, ends: Sequence[tuple[float, float]], outputs: Sequence[Output]) -> None:
+        if outputs:
+            self.last_good = outputs[-1]
+        reached = ends[0][0] if self.last_good is None else max(ends[0][0], self.last_good.t)
+        if self._callback is None:
+            self.stats.accepted += sum(stop <= reached for _, stop in ends)
+        self.last_step = next((end for end in ends if end[1] > reached), ends[-1])
+        raise Halt(ReturnCode.UNSTABLE, f"the state is not finite after t = {reached:.9g}")

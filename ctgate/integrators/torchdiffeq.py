@@ -1,20 +1,23 @@
 """Adaptive methods on torchdiffeq, through its public interface, one call per knot interval.
 
-Three things are ours. The time inside a call counts from the interval's start, because torchdiffeq casts
+Three things are ours. The time inside a call counts from a node nearby, because torchdiffeq casts
 times to the state's dtype and float32 cannot resolve long spans. The error norm is the maximum over samples
 of the root mean square over units, so a bad sample cannot hide in a batch. And a step whose result is not
 finite is tried again with a smaller step, where torchdiffeq gives up.
 """
 
+import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torchdiffeq
 from torch import Tensor
 
 from ctgate.algorithms import Bosh3, Dopri5, Dopri8
+from ctgate.controls.times import FLOAT64_EPS
 from ctgate.integrators.dynamics import Dynamics
-from ctgate.integrators.grid import FLOAT64_EPS, Interval
+from ctgate.integrators.grid import Interval
 from ctgate.integrators.recorder import AcceptedStep
 from ctgate.retcode import Halt, ReturnCode
 
@@ -38,10 +41,14 @@ def initial_step(dynamics: Dynamics, cut: Interval, h: Tensor, order: int, rtol:
     scale = atol + rtol * h.abs()
     f0 = rhs(cut.start, h)
     size, speed = float(worst_sample_norm(h / scale)), float(worst_sample_norm(f0 / scale))
+    if not math.isfinite(speed):
+        return 0.0
     trial = 1e-6 * span if size < 1e-5 or speed < 1e-5 else 0.01 * size / speed
     trial = min(trial, span)
     f1 = rhs(cut.start + trial, h + trial * f0)
     curvature = float(worst_sample_norm((f1 - f0) / scale)) / trial
+    if not math.isfinite(curvature):
+        return trial
     steepest = max(speed, curvature)
     step = max(1e-6 * span, 1e-3 * trial) if steepest <= 1e-15 else (0.01 / steepest) ** (1.0 / order)
     return min(100.0 * trial, step, span)
@@ -53,79 +60,118 @@ def shortest_step(cut: Interval) -> float:
 
 
 class Retry(Exception):
-    """The last attempt was not finite: go on from the last node with a smaller step."""
+    """Go on from the last node in a new call: with a smaller step, or with its time counted afresh."""
 
 
 class Walk:
     """Steps that torchdiffeq takes on one knot interval, seen through its callbacks.
 
-    It is the function that ``odeint`` integrates, of the time since the interval's start.
+    It is the function that ``odeint`` integrates, of the time since ``origin``.
     """
+
+    counts_afresh = True
 
     def __init__(self, dynamics: Dynamics, cut: Interval, h: Tensor, progress: "Progress") -> None:
         self._rhs = dynamics.rhs(cut.u)
         self._cut = cut
-        self._progress = progress
-        self.elapsed = 0.0
-        self.h = h
+        self._progress: Progress | None = progress
+        self._resolution = torch.finfo(h.dtype).eps
+        self.origin = cut.start
+        self.time = cut.start
+        self.h: Tensor | None = h
         self.wish = 0.0
 
     def __call__(self, elapsed: Tensor, h: Tensor) -> Tensor:
-        return self._rhs(self._cut.start + elapsed.to(torch.float64), h)
+        return self._rhs(self.origin + elapsed.to(torch.float64), h)
+
+    def span(self, device: torch.device) -> Tensor:
+        """What is left of the interval, in the time of a new call that starts at the last node."""
+        self.origin = self.time
+        return torch.tensor([0.0, self._cut.stop - self.origin], dtype=torch.float64, device=device)
 
     def callback_step(self, elapsed: Tensor, h: Tensor, dt: Tensor) -> None:
         """Called before each attempt: the first one from a new node means that a step was accepted."""
+        assert self._progress is not None
         now, wish = float(elapsed), float(dt)
-        if now > self.elapsed:
-            self.accept(now, h)
-        t = self._cut.start + now
+        if self.origin + now > self.time:
+            self.accept(self.origin + now, h)
         floor = shortest_step(self._cut)
         if wish == 0.0:
-            self.wish = _SHRINK * min(self.wish, self._cut.stop - t)
+            self.wish = _SHRINK * min(self.wish, self._cut.stop - self.time)
             if self.wish <= floor:
                 raise Halt(
-                    ReturnCode.UNSTABLE, f"no step from t = {t:.9g} gives a finite state, however small"
+                    ReturnCode.UNSTABLE,
+                    f"no step from t = {self.time:.9g} gives a finite state, however small",
                 )
             raise Retry
         self.wish = wish
-        if not bool(torch.isfinite(h).all()):
-            raise Halt(ReturnCode.UNSTABLE, f"the state is not finite at t = {t:.9g}")
         if wish <= floor:
-            raise Halt(ReturnCode.DT_UNDERFLOW, f"at t = {t:.9g} the tolerances ask for a step of {wish:.3g}")
-        self._progress.attempt(t, wish)
+            raise Halt(
+                ReturnCode.DT_UNDERFLOW, f"at t = {self.time:.9g} the tolerances ask for a step of {wish:.3g}"
+            )
+        # torchdiffeq casts the time to the state's dtype, which must resolve a step.
+        if self.counts_afresh and now * self._resolution > 1e-3 * wish:
+            raise Retry
+        self._progress.attempt(self.time)
 
     def callback_reject_step(self, elapsed: Tensor, h: Tensor, dt: Tensor) -> None:
         """Called after a rejected attempt."""
+        assert self._progress is not None
         self._progress.rejected += 1
 
-    def accept(self, now: float, h: Tensor) -> None:
-        """A step from the last node to ``now`` was accepted."""
-        cut = self._cut
-        stop = cut.stop if now >= cut.stop - cut.start else cut.start + now
-        step = AcceptedStep(cut.start + self.elapsed, stop, self.h, h, cut.u)
-        self.elapsed, self.h = now, h
+    def accept(self, time: float, h: Tensor) -> None:
+        """A step from the last node to ``time`` was accepted; Halt if its end is not finite."""
+        assert self._progress is not None
+        assert self.h is not None
+        if not bool(torch.isfinite(h).all()):
+            raise Halt(ReturnCode.UNSTABLE, f"the state is not finite after t = {self.time:.9g}")
+        step = AcceptedStep(self.time, min(time, self._cut.stop), self.h, h, self._cut.u)
+        self.time, self.h = step.stop, h
         self._progress.accept(step)
+
+    def release(self) -> None:
+        """Let go of states and record, so that a graph that keeps this function does not keep itself."""
+        self.h = None
+        self._progress = None
 
 
 class Progress:
-    """What an adaptive solve reports while it runs; ``on_accept`` may raise Halt."""
+    """What an adaptive solve reports while it runs; ``accept`` may raise Halt."""
 
-    def __init__(self, on_accept: Callable[[AcceptedStep], None], max_steps: float) -> None:
-        self.accept = on_accept
+    def __init__(self, accept: Callable[[AcceptedStep], None], max_steps: float) -> None:
+        self.accept = accept
         self._max_steps = max_steps
-        self.attempted = 0
+        self._attempted = 0
         self.rejected = 0
-        self.wishes: list[float] = []
-        self._node: float | None = None
 
-    def attempt(self, t: float, dt: float) -> None:
-        """Count an attempt; the first from each node is the step that the controller wished for there."""
-        if self.attempted >= self._max_steps:
-            raise Halt(ReturnCode.MAX_STEPS, f"{self.attempted} steps were tried and t = {t:.9g} was reached")
-        self.attempted += 1
-        if t != self._node:
-            self._node = t
-            self.wishes.append(dt)
+    def attempt(self, t: float) -> None:
+        """Count an attempt."""
+        if self._attempted >= self._max_steps:
+            raise Halt(
+                ReturnCode.MAX_STEPS, f"{self._attempted} steps were tried and t = {t:.9g} was reached"
+            )
+        self._attempted += 1
+
+
+def first_wish(
+    dynamics: Dynamics, alg: TorchdiffeqAlgorithm, cut: Interval, h: Tensor, tolerances: tuple[float, float]
+) -> float:
+    """The first step to try: the one that was asked for, or one that fits the field."""
+    wish = alg.first_step or initial_step(dynamics, cut, h.detach(), alg.order, *tolerances)
+    if not wish > 0.0:
+        raise Halt(ReturnCode.UNSTABLE, f"dh/dt is not finite at t = {cut.start:.9g}")
+    return wish
+
+
+def options_of(alg: TorchdiffeqAlgorithm, wish: float, landing: Tensor) -> dict[str, Any]:
+    """torchdiffeq's options: our norm and first step, and a landing on the end of the interval."""
+    return {
+        "norm": worst_sample_norm,
+        "first_step": wish,
+        "max_step": alg.max_step,
+        "step_t": landing,
+        "dtype": torch.float64,
+    }
 
 
 def integrate(
@@ -135,43 +181,43 @@ def integrate(
     h: Tensor,
     tolerances: tuple[float, float],
     progress: Progress,
-    first_step: float | None = None,
-) -> Tensor:
-    """Integrate over the intervals from ``h`` to the last state; accepted steps go to ``progress``."""
+) -> None:
+    """Integrate over the intervals from ``h``; accepted steps go to ``progress``."""
     rtol, atol = tolerances
-    wish = first_step if first_step is not None else alg.first_step
-    if wish is None:
-        wish = initial_step(dynamics, cuts[0], h, alg.order, rtol, atol)
-    if not wish > 0.0:
-        raise Halt(ReturnCode.UNSTABLE, f"dh/dt is not finite at t = {cuts[0].start:.9g}")
+    wish = first_wish(dynamics, alg, cuts[0], h, tolerances)
     for cut in cuts:
-        length = cut.stop - cut.start
         walk = Walk(dynamics, cut, h, progress)
         # Where the span is near the resolution of its times, a cautious guess must not count as an underflow.
         walk.wish = min(max(wish, 2.0 * shortest_step(cut)), alg.max_step)
-        while walk.elapsed < length:
-            times = torch.tensor([walk.elapsed, length], dtype=torch.float64, device=h.device)
-            options = {
-                "norm": worst_sample_norm,
-                "first_step": walk.wish,
-                "max_step": alg.max_step,
-                "step_t": times[1:],
-                "dtype": torch.float64,
-            }
+        while walk.time < cut.stop:
+            assert walk.h is not None
+            span = walk.span(h.device)
+            options = options_of(alg, walk.wish, span[1:])
             try:
                 solution = torchdiffeq.odeint(
-                    walk, walk.h, times, rtol=rtol, atol=atol, method=alg.method, options=options
+                    walk, walk.h, span, rtol=rtol, atol=atol, method=alg.method, options=options
                 )
             except Retry:
                 continue
-            except RuntimeError as error:
-                if "functorch transforms" not in str(error):
-                    raise
-                raise TypeError(
-                    f"torch.func transforms do not pass through torchdiffeq, the engine of {alg}; use a "
-                    "fixed-step method, "
-                    "or torch.autograd.grad"
-                ) from error
-            walk.accept(length, solution[-1])
+            if walk.time < cut.stop:
+                walk.accept(cut.stop, solution[-1])
+        assert walk.h is not None
         h, wish = walk.h, walk.wish
-    return h
+
+
+def retake(dynamics: Dynamics, alg: TorchdiffeqAlgorithm, cut: Interval, h: Tensor) -> Tensor:
+    """Take one step over the whole of ``cut``, whatever its error: a step that was accepted before."""
+    size = cut.stop - cut.start
+    rhs = dynamics.rhs(cut.u)
+    span = torch.tensor([0.0, size], dtype=torch.float64, device=h.device)
+    states: Tensor = torchdiffeq.odeint(
+        lambda elapsed, h: rhs(cut.start + elapsed.to(torch.float64), h),
+        h,
+        span,
+        rtol=1.0,
+        atol=1.0,
+        method=alg.method,
+        # A step that is not above min_step is accepted.
+        options={"norm": worst_sample_norm, "first_step": size, "min_step": size, "dtype": torch.float64},
+    )
+    return states[-1]

@@ -5,7 +5,8 @@ adjoint parameters; so jumps are honoured in the reverse pass and controls get g
 interval that does not depend on the number of knots. Parameters stay out of the reverse solve's error norm.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 import torchdiffeq
@@ -19,28 +20,52 @@ from ctgate.integrators.torchdiffeq import (
     Retry,
     TorchdiffeqAlgorithm,
     Walk,
-    initial_step,
+    first_wish,
+    options_of,
     shortest_step,
-    worst_sample_norm,
 )
 from ctgate.retcode import Halt, ReturnCode, SolveError
-from ctgate.sensealg.probe import refuse_captured
+from ctgate.sensealg.probe import refuse_captured, refuse_nested
 
 
 class ReversibleWalk(Walk):
-    """A walk that also watches the reverse solve."""
+    """A walk that also watches the reverse solve, which needs one clock for the whole interval."""
+
+    counts_afresh = False
 
     def callback_step_adjoint(self, elapsed: Tensor, state: tuple[Tensor, ...], dt: Tensor) -> None:
         """Called before each attempt of the reverse solve."""
-        t = self._cut.start + float(elapsed)
+        t = self.origin + float(elapsed)
         finite = all(bool(torch.isfinite(part).all()) for part in state)
         if not finite or abs(float(dt)) <= shortest_step(self._cut):
             raise SolveError(
                 f"BacksolveAdjoint: the reverse solve broke down at t = {t:.9g} (step {float(dt):.3g}): "
-                "re-integrating "
-                "the state backwards amplifies errors by the spread of the rates; use DiscreteAdjoint()",
+                "re-integrating the state backwards amplifies errors by the spread of the rates; use "
+                "DiscreteAdjoint()",
                 ReturnCode.DT_UNDERFLOW if finite else ReturnCode.UNSTABLE,
             )
+
+
+class FirstOrderOnly(torch.autograd.Function):
+    """The identity, whose backward pass refuses to be differentiated: torchdiffeq's would drop terms."""
+
+    @staticmethod
+    def forward(states: Tensor) -> Tensor:
+        """The same states."""
+        return states.view_as(states)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        """Nothing is kept."""
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        """The same gradient, at first order."""
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "BacksolveAdjoint has no second derivatives (create_graph=True); use DiscreteAdjoint()"
+            )
+        return grad_outputs[0]
 
 
 def run_backsolve(
@@ -49,54 +74,55 @@ def run_backsolve(
     cuts: Sequence[Interval],
     tolerances: tuple[float, float],
     recorder: Recorder,
-    saves: Sequence[float] | None,
+    saves: Sequence[float],
 ) -> None:
-    """Integrate with gradients by backsolve; outputs at ``saves``, or at the ends of the intervals."""
+    """Integrate with gradients by backsolve; outputs at ``saves``."""
     prob = dynamics.prob
-    parameters = [tensor for tensor in prob.named_parameters().values() if tensor.requires_grad]
-    first = cuts[0].u.coefficients
-    refuse_captured(prob, cuts[0], [*prob.named_parameters().values(), *first], "BacksolveAdjoint")
-    rtol, atol = tolerances
-    progress = Progress(
-        lambda step: recorder.observe(step.start, step.stop, step.right),
-        float("inf") if recorder.max_steps is None else recorder.max_steps,
-    )
+    parameters = _distinct(prob.named_parameters().values())
+    first = _distinct([*parameters, *cuts[0].u.coefficients])
+    refuse_captured(prob, cuts[0], first, "BacksolveAdjoint")
+    refuse_nested(first, "BacksolveAdjoint")
+    limit = float("inf") if recorder.max_steps is None else recorder.max_steps
+    progress = Progress(lambda step: recorder.observe(step.start, step.stop, step.right), limit)
     h = prob.h0
-    wish = alg.first_step or initial_step(dynamics, cuts[0], h.detach(), alg.order, rtol, atol)
-    if not wish > 0.0:
-        raise Halt(ReturnCode.UNSTABLE, f"dh/dt is not finite at t = {cuts[0].start:.9g}")
+    wish = first_wish(dynamics, alg, cuts[0], h, tolerances)
     try:
         for cut in cuts:
-            wanted = [cut.stop] if saves is None else [t for t in saves if cut.start < t <= cut.stop]
-            inner = [t for t in wanted if t < cut.stop]
-            states, wish = _reversible(dynamics, alg, cut, h, inner, parameters, (rtol, atol), wish, progress)
-            recorder.outputs.extend(Output(t, state) for t, state in zip(inner, states[:-1], strict=True))
-            h = states[-1]
-            if len(wanted) > len(inner):
-                recorder.outputs.append(Output(cut.stop, h))
+            wanted = [t for t in saves if cut.start < t <= cut.stop]
+            walk = ReversibleWalk(dynamics, cut, h, progress)
+            walk.wish = min(max(wish, 2.0 * shortest_step(cut)), alg.max_step)
+            try:
+                states = _reversible(walk, alg, cut, h, wanted, parameters, tolerances)
+            except (Halt, KeyboardInterrupt):
+                good = Interval(cut.start, walk.time, cut.u)
+                passed = [t for t in wanted if t <= good.stop]
+                if passed:
+                    again = ReversibleWalk(dynamics, good, h, Progress(_ignore, float("inf")))
+                    again.wish = min(max(wish, 2.0 * shortest_step(good)), alg.max_step)
+                    states = _reversible(again, alg, good, h, passed, parameters, tolerances)
+                    recorder.outputs.extend(map(Output, passed, states))
+                raise
+            recorder.outputs.extend(map(Output, wanted, states))
+            h, wish = states[-1], walk.wish
     finally:
         recorder.stats.rejected = progress.rejected
 
 
 def _reversible(
-    dynamics: Dynamics,
+    walk: ReversibleWalk,
     alg: TorchdiffeqAlgorithm,
     cut: Interval,
     h: Tensor,
-    inner: Sequence[float],
+    wanted: Sequence[float],
     parameters: Sequence[Tensor],
     tolerances: tuple[float, float],
-    wish: float,
-    progress: Progress,
-) -> tuple[list[Tensor], float]:
-    """States at ``inner`` and at the end of one interval, and the step wished for next."""
-    length = cut.stop - cut.start
-    times = torch.tensor([0.0, *(t - cut.start for t in inner), length], dtype=torch.float64, device=h.device)
-    coefficients = [tensor for tensor in cut.u.coefficients if tensor.requires_grad]
+) -> list[Tensor]:
+    """States at the times that are wanted inside one interval, then at its end."""
+    inner = [t for t in wanted if t < cut.stop]
+    relative = [0.0, *(t - cut.start for t in inner), cut.stop - cut.start]
+    times = torch.tensor(relative, dtype=torch.float64, device=h.device)
     rtol, atol = tolerances
     while True:
-        walk = ReversibleWalk(dynamics, cut, h, progress)
-        walk.wish = min(max(wish, 2.0 * shortest_step(cut)), alg.max_step)
         try:
             solution = torchdiffeq.odeint_adjoint(
                 walk,
@@ -105,14 +131,8 @@ def _reversible(
                 rtol=rtol,
                 atol=atol,
                 method=alg.method,
-                options={
-                    "norm": worst_sample_norm,
-                    "first_step": walk.wish,
-                    "max_step": alg.max_step,
-                    "step_t": times[-1:],
-                    "dtype": torch.float64,
-                },
-                adjoint_params=(*parameters, *coefficients),
+                options=options_of(alg, walk.wish, times[-1:]),
+                adjoint_params=_distinct([*parameters, *cut.u.coefficients]),
                 adjoint_options={
                     "norm": "seminorm",
                     "max_step": alg.max_step,
@@ -121,7 +141,24 @@ def _reversible(
                 },
             )
         except Retry:
-            wish = walk.wish
+            if walk.time > cut.start:
+                raise Halt(
+                    ReturnCode.UNSTABLE,
+                    f"a step from t = {walk.time:.9g} is not finite; BacksolveAdjoint cannot go back to it",
+                ) from None
             continue
-        walk.accept(length, solution[-1])
-        return list(solution[1:].unbind(0)), walk.wish
+        if walk.time < cut.stop:
+            walk.accept(cut.stop, solution[-1])
+        walk.release()
+        states: Tensor = FirstOrderOnly.apply(solution[1:])  # type: ignore[no-untyped-call]
+        return list(states.unbind(0))
+
+
+def _distinct(tensors: Iterable[Tensor]) -> tuple[Tensor, ...]:
+    """The tensors that want a gradient, each once: a gradient that is listed twice is counted twice."""
+    wanted = (tensor for tensor in tensors if tensor.requires_grad and tensor.numel())
+    return tuple({id(tensor): tensor for tensor in wanted}.values())
+
+
+def _ignore(step: object) -> None:
+    """Steps that were reported before."""

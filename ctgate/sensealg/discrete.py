@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ctgate.algorithms import FixedStepAlgorithm
+from ctgate.guard import Unchanged
 from ctgate.integrators import fixed, torchdiffeq
 from ctgate.integrators.dynamics import Dynamics
 from ctgate.integrators.grid import Interval, Step, steps
@@ -40,12 +41,12 @@ def run_fixed(
     allowed = len(plan) if recorder.max_steps is None else min(len(plan), recorder.max_steps)
     unchecked = 1 if recorder.watched else _LOOK
     size = unchecked if checkpoints is None else -(-allowed // checkpoints)
-    h = dynamics.prob.h0
+    h, keep = dynamics.prob.h0, recorder.keep
     for first in range(0, allowed, size):
         part = plan[first : min(first + size, allowed)]
 
         def segment(h: Tensor, part: Sequence[Step] = part) -> tuple[Tensor, list[Output]]:
-            return fixed.run_steps(dynamics, advance, cuts, part, h, recorder.keep)
+            return fixed.run_steps(dynamics, advance, cuts, part, h, keep)
 
         h, outputs = segment(h) if checkpoints is None else _recomputed(dynamics.prob, segment, h)
         recorder.extend([(step.start, step.stop) for step in part], outputs, h)
@@ -66,64 +67,54 @@ def run_adaptive(
     """Integrate with an adaptive method."""
     h0 = dynamics.prob.h0
     limit = float("inf") if recorder.max_steps is None else recorder.max_steps
-    if checkpoints is None:
-        progress = Progress(recorder.accept, limit)
-        try:
-            torchdiffeq.integrate(dynamics, alg, cuts, h0, tolerances, progress)
-        finally:
-            recorder.stats.rejected = progress.rejected
-        return
-    nodes = [cuts[0].start]
+    taken: list[Interval] = []
 
     def note(step: AcceptedStep) -> None:
-        nodes.append(step.stop)
+        taken.append(Interval(step.start, step.stop, step.u))
         recorder.observe(step.start, step.stop, step.right)
 
-    progress = Progress(note, limit)
-    halt: Halt | None = None
+    progress = Progress(recorder.accept if checkpoints is None else note, limit)
+    cut_short: Halt | KeyboardInterrupt | None = None
     try:
-        with torch.no_grad():
+        with torch.set_grad_enabled(torch.is_grad_enabled() and checkpoints is None):
             torchdiffeq.integrate(dynamics, alg, cuts, h0, tolerances, progress)
-    except Halt as reason:
-        halt = reason
+    except (Halt, KeyboardInterrupt) as reason:
+        cut_short = reason
+    except RuntimeError as error:
+        if "functorch transforms" not in str(error) and "vmap" not in str(error):
+            raise
+        raise TypeError(
+            f"torch.func transforms do not pass through torchdiffeq, the engine of {alg}; use a "
+            "fixed-step method, or torch.autograd.grad"
+        ) from error
     recorder.stats.rejected = progress.rejected
-    _retake(dynamics, alg, cuts, tolerances, recorder, nodes, progress.wishes, checkpoints)
-    if halt is not None:
-        raise halt
+    if checkpoints is not None:
+        # Also when the pass was cut short: what it reached is the good part.
+        _retake(dynamics, alg, taken, recorder, checkpoints)
+    if cut_short is not None:
+        raise cut_short
 
 
 def _retake(
     dynamics: Dynamics,
     alg: TorchdiffeqAlgorithm,
-    cuts: Sequence[Interval],
-    tolerances: tuple[float, float],
+    taken: Sequence[Interval],
     recorder: Recorder,
-    nodes: Sequence[float],
-    wishes: Sequence[float],
     checkpoints: int,
 ) -> None:
-    """Take the steps of a finished pass again, in checkpointed segments that begin at accepted nodes.
+    """Take the steps of a finished pass again, one by one as they were, in checkpointed segments."""
+    size = max(1, -(-len(taken) // checkpoints))
+    h, keep = dynamics.prob.h0, recorder.keep
+    for first in range(0, len(taken), size):
+        part = taken[first : first + size]
 
-    Each segment starts with the step that the controller wished for at its first node: it repeats the pass.
-    """
-    count = len(nodes) - 1
-    size = max(1, -(-count // checkpoints))
-    h = dynamics.prob.h0
-    for first in range(0, count, size):
-        start, stop = nodes[first], nodes[min(first + size, count)]
-        part = [
-            Interval(max(cut.start, start), min(cut.stop, stop), cut.u)
-            for cut in cuts
-            if cut.start < stop and cut.stop > start
-        ]
-
-        def segment(
-            h: Tensor, part: Sequence[Interval] = part, first_step: float = wishes[first]
-        ) -> tuple[Tensor, list[Output]]:
+        def segment(h: Tensor, part: Sequence[Interval] = part) -> tuple[Tensor, list[Output]]:
             outputs: list[Output] = []
-            again = Progress(lambda step: outputs.extend(recorder.keep(step)), float("inf"))
-            last = torchdiffeq.integrate(dynamics, alg, part, h, tolerances, again, first_step)
-            return last, outputs
+            for step in part:
+                following = torchdiffeq.retake(dynamics, alg, step, h)
+                outputs.extend(keep(AcceptedStep(step.start, step.stop, h, following, step.u)))
+                h = following
+            return h, outputs
 
         h, outputs = _recomputed(dynamics.prob, segment, h)
         recorder.outputs.extend(outputs)
@@ -132,16 +123,13 @@ def _retake(
 def _recomputed(prob: ODEProblem, segment: Segment, h: Tensor) -> tuple[Tensor, list[Output]]:
     """Run a segment that keeps only its first state and runs again in the backward pass."""
     times: list[float] = []
-    versions = {name: (tensor, tensor._version) for name, tensor in prob.named_parameters().items()}
+    unchanged = Unchanged(prob, with_state=True)
 
     def run(h: Tensor) -> tuple[Tensor, ...]:
-        for name, (tensor, version) in versions.items():
-            if tensor._version != version:
-                raise RuntimeError(
-                    f"DiscreteAdjoint(checkpoints=...): the field's {name} was changed in place between "
-                    "the solve and "
-                    "backward(), which takes the steps again; call backward() before the update"
-                )
+        unchanged.check(
+            "DiscreteAdjoint(checkpoints=...)",
+            "backward() takes the steps again: call it before the update",
+        )
         last, outputs = segment(h)
         times[:] = [output.t for output in outputs]
         return last, *(output.h for output in outputs)

@@ -1,7 +1,7 @@
 """Find tensors that a field uses and that a hand-written backward pass would not see."""
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -43,6 +43,33 @@ def refuse_captured(prob: ODEProblem, cut: Interval, known: Iterable[Tensor], wh
                 "field, or use DiscreteAdjoint()"
             )
         stack.extend(following for following, _ in node.next_functions)
+
+
+def refuse_nested(known: Sequence[Tensor], who: str) -> None:
+    """Raise if one of these tensors was computed from another: the gradient would reach the other twice.
+
+    Raises: ValueError with the shapes of both.
+    """
+    leaves = {id(tensor): tensor for tensor in known if tensor.is_leaf}
+    inner = {tensor.grad_fn: tensor for tensor in known if tensor.grad_fn is not None}
+    for tensor in known:
+        if tensor.grad_fn is None:
+            continue
+        seen = {tensor.grad_fn}
+        stack = [following for following, _ in tensor.grad_fn.next_functions]
+        while stack:
+            node = stack.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            other = inner.get(node, leaves.get(id(getattr(node, "variable", None))))
+            if other is not None:
+                raise ValueError(
+                    f"{who}: a parameter or control value of shape {tuple(tensor.shape)} is computed from "
+                    f"another, of shape {tuple(other.shape)}, which would get its gradient twice; use "
+                    "DiscreteAdjoint()"
+                )
+            stack.extend(following for following, _ in node.next_functions)
 
 
 def _describe(prob: ODEProblem, tensor: Tensor) -> str:

@@ -116,7 +116,9 @@ def test_checkpoints_notice_an_update_before_backward():
     )
     with torch.no_grad():
         field.weight_hh.mul_(1.1)
-    with pytest.raises(RuntimeError, match="weight_hh was changed in place between the solve and backward"):
+    with pytest.raises(
+        RuntimeError, match=r"weight_hh was changed since the solve; backward\(\) takes the steps again"
+    ):
         sol.hs.sum().backward()
 
 
