@@ -22,7 +22,8 @@ class Preset:
 
     ``run_up`` are the weeks that a state has before the first forecast that counts in the test, ``warmup``
     those in a training window. The sizes of ``full`` were chosen on 1978 to 1985 with the years before as
-    training data, that is without the held-out years.
+    training data, that is without the held-out years; a first look at learning rate, tau and horizon had
+    seen them, which the report says.
     """
 
     hidden: int = 32
