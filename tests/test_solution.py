@@ -1,5 +1,6 @@
 """Solutions: labels, gates, dense output."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -61,6 +62,43 @@ def test_dense_output_is_continuous_with_the_right_slope(alg):
             slope = sign * (sol(node + sign * eps) - sol(node)) / eps
             expected = field(node, sol(node), control(node, side))
             assert (slope - expected).abs().max() < 20 * eps
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes", "slope"),
+    [
+        (ct.RK4, (0.4, 0.2, 0.1), 5),
+        (ct.Dopri5, (0.8, 0.4, 0.2), 6),
+        (ct.Dopri8, (1.6, 0.8, 0.4), 8),
+    ],
+)
+@pytest.mark.parametrize("autonomous", [True, False])
+def test_order_of_the_dense_output_inside_one_step(kind, sizes, slope, autonomous):
+    """Error inside a single step from an exact state: the extension is as good as the step itself.
+
+    y' = y (1 - y) from 1/4 is logistic; y' = -y + cos t from 1 reads the time.
+    """
+
+    def logistic(t, h, u):
+        return h * (1 - h)
+
+    def driven(t, h, u):
+        return -h + torch.cos(t)
+
+    errors = []
+    for dt in sizes:
+        start = torch.full((1, 1), 0.25 if autonomous else 1.0, dtype=torch.float64)
+        prob = ct.ODEProblem(ct.Field(logistic if autonomous else driven), start, (0.0, dt))
+        if issubclass(kind, ct.RK4):
+            sol = ct.solve(prob, ct.RK4(dt=dt))
+        else:
+            sol = ct.solve(prob, kind(first_step=dt, max_step=dt), rtol=1e3, atol=1e3)
+        assert len(sol.ts) == 2
+        t = np.linspace(0.05, 0.95, 19) * dt
+        exact = 1 / (1 + 3 * np.exp(-t)) if autonomous else (np.cos(t) + np.sin(t)) / 2 + np.exp(-t) / 2
+        errors.append(np.abs(sol(t.tolist()).flatten().numpy() - exact).max())
+    rates = np.log2(np.array(errors[:-1]) / np.array(errors[1:]))
+    assert rates[-1] > slope - 0.35, rates
 
 
 def test_dense_output_where_there_is_none():

@@ -72,7 +72,7 @@ def test_adaptive_against_scipy(alg):
     sol = ct.solve(prob, alg, rtol=1e-8, atol=1e-10, saveat=times)
     assert sol.retcode is ct.ReturnCode.SUCCESS
     assert (sol.hs[-1] - reference[-1]).abs().max() < 1e-7
-    assert (sol.hs - reference).abs().max() < (1e-7 if not isinstance(alg, ct.Dopri8) else 1e-5)
+    assert (sol.hs - reference).abs().max() < 1e-7
 
 
 @pytest.mark.parametrize("kind", FIXED)
