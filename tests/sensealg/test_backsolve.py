@@ -108,3 +108,17 @@ def test_graph_transforms_are_refused():
 
     with pytest.raises(TypeError, match=r"torch\.func transforms do not pass through torchdiffeq"):
         torch.func.vmap(loss)(torch.ones(2, 3, dtype=torch.float64))
+
+
+def test_parameters_do_not_set_the_steps_of_the_reverse_solve():
+    """The same reverse steps whether a parameter of great leverage wants its gradient or not."""
+    counts = []
+    for wanted in (True, False):
+        prob = problem()
+        for parameter in prob.field.parameters():
+            parameter.requires_grad_(wanted)
+        h0 = torch.zeros(3, 4, dtype=torch.float64, requires_grad=True)
+        sol = ct.solve(ct.remake(prob, h0=h0), ct.Dopri5(), saveat=[3.0], sensealg=ct.BacksolveAdjoint())
+        (1e4 * sol.hs).sum().backward()
+        counts.append(sol.stats.evaluations_backward)
+    assert counts[0] == counts[1]
