@@ -1,4 +1,4 @@
-"""What a reader of the notebooks sees on a page that cannot run them: outputs that are there, and no errors."""
+"""What a reader sees of the notebooks on a page that cannot run them: outputs, and no errors."""
 
 import json
 from pathlib import Path
