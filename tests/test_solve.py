@@ -176,6 +176,8 @@ def test_tolerances_default_by_dtype():
     assert ct.solve(cosine_problem()).tolerances == (1e-6, 1e-8)
     assert ct.solve(cosine_problem(dtype=torch.float32)).tolerances == (1e-4, 1e-6)
     assert ct.solve(cosine_problem(), ct.RK4(dt=0.1)).tolerances is None
+    assert ct.solve(cosine_problem(), rtol=1e-4).tolerances == pytest.approx((1e-4, 1e-6))
+    assert ct.solve(cosine_problem(), atol=1e-5).tolerances == (1e-6, 1e-5)
 
 
 @pytest.mark.parametrize("alg", [ct.Dopri5(), ct.RK4(dt=0.1)])
@@ -254,6 +256,15 @@ def test_throw_names_time_step_unit_rate_and_the_way_out():
     with pytest.raises(ct.SolveError, match=pattern) as caught:
         ct.solve(prob, ct.Dopri5(), throw=True)
     assert caught.value.retcode in (ct.ReturnCode.DT_UNDERFLOW, ct.ReturnCode.UNSTABLE)
+
+
+def test_the_unit_that_is_not_finite_is_the_worst():
+    field = ct.Field(lambda t, h, u: h * torch.tensor([1e3, torch.nan, 1.0], dtype=h.dtype))
+    prob = ct.ODEProblem(field, torch.ones(2, 3, dtype=torch.float64), (0.0, 1.0))
+    with pytest.raises(
+        ct.SolveError, match=r"worst is unit 1 of hidden of sample \(0,\): h = 1, dh/dt = nan"
+    ):
+        ct.solve(prob, throw=True)
 
 
 def test_interruption_keeps_the_good_part():
