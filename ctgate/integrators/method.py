@@ -1,0 +1,27 @@
+"""What every one-step method is to a loop: one function that takes one step."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ctgate.integrators.dynamics import Dynamics
+from ctgate.integrators.grid import Step
+
+
+class Attempt(NamedTuple):
+    """The end of a step: state, its derivative where the method has it, and an estimate of the local error
+    where it was asked for. All of h's shape ``(*batch, state)``."""
+
+    h: Tensor
+    slope: Tensor | None = None
+    error: Tensor | None = None
+
+
+# (dynamics, step, h, slope, estimate): ``slope`` is dh/dt at the start, where it is known.
+Method = Callable[[Dynamics, Step, Tensor, Tensor | None, bool], Attempt]
+
+
+def column(x: float | Tensor, h: Tensor) -> float | Tensor:
+    """A number per sample, shaped and typed to multiply states ``h`` (*batch, state)."""
+    return x.to(h.dtype).unsqueeze(-1) if isinstance(x, Tensor) else x
