@@ -7,7 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-Time = float | Float[Tensor, ""]
+from ctgate.fields.jacobian import Jacobian, differentiate
+
+# One time, or a column with one time per sample.
+Time = float | Float[Tensor, ""] | Float[Tensor, "*#batch 1"]
 Gates = dict[str, Float[Tensor, "*batch _"]]
 
 
@@ -105,6 +108,35 @@ class VectorField(nn.Module, abc.ABC):
         """1 / rate [time]; infinite where a gate is closed."""
         return self.rate_drive(t, h, u)[0].reciprocal()
 
+    def jacobian(
+        self, t: Time, h: Float[Tensor, "*batch state"], u: Float[Tensor, "*#batch channel"] | None = None
+    ) -> Jacobian:
+        r"""d(dh/dt)/dh, split into the rate and all else: :func:`ctgate.jacobian` without its checks.
+
+        A field that does not define it gets it from :meth:`rate_drive` by forward differentiation along all
+        unit vectors at once, as :math:`\partial_j \mathrm{drive}_i - h_i \partial_j \mathrm{rate}_i`. No
+        sample's result may then depend on another sample's state.
+
+        Source: THEORY.md 3.
+        """
+        (rate, _), (rates, drives) = differentiate(lambda x: self.rate_drive(t, x, u), h)
+        return Jacobian(rate[0], (drives - h * rates).movedim(0, -1))
+
+    def input_jacobian(
+        self, t: Time, h: Float[Tensor, "*batch state"], u: Float[Tensor, "*#batch channel"] | None = None
+    ) -> Float[Tensor, "*batch state channel"]:
+        """d(dh/dt)/du [state/time per unit of input], one row per state variable; no columns without u.
+
+        A field that does not define it gets it by forward differentiation, as :meth:`jacobian`.
+
+        Source: THEORY.md 3.
+        """
+        if u is None:
+            self.check_arguments(h, u)
+            return h.new_zeros(*h.shape, 0)
+        own = u.expand(*h.shape[:-1], u.shape[-1])
+        return differentiate(lambda v: self.forward(t, h, v), own)[1].movedim(0, -1)
+
     def initial_state(self, batch_shape: Sequence[int] = ()) -> Float[Tensor, "*batch state"]:
         """Zeros of shape ``(*batch_shape, state)`` in the dtype and on the device of the parameters.
 
@@ -148,3 +180,44 @@ class VectorField(nn.Module, abc.ABC):
                 f"{name}: u has batch shape {tuple(u.shape[:-1])}, which does not broadcast to the batch "
                 f"shape {tuple(h.shape[:-1])} of h"
             )
+
+
+def jacobian(
+    field: VectorField,
+    t: Time,
+    h: Float[Tensor, "*batch state"],
+    u: Float[Tensor, "*#batch channel"] | None = None,
+) -> Jacobian:
+    r"""The Jacobian of the flow,
+
+    .. math:: A = \frac{\partial (dh/dt)}{\partial h} = -D_{\mathrm{leak}} + \mathrm{coupling} .
+
+    Analytic for the gated fields and for a :class:`ctgate.Stack` of them. :class:`ctgate.Field` and fields of
+    one's own are differentiated forwards, along all unit vectors at once: there no sample's dh/dt may depend
+    on another sample's state, and a ``Field`` leaks nothing, so all of A is coupling. The result is made of
+    differentiable operations, and ``torch.func`` passes through it.
+
+    Parameters:
+        field: a :class:`ctgate.VectorField`.
+        t: the time [time], a float or a 0-dim tensor, or a column ``(*batch, 1)``.
+        h: states, ``(*batch, state)``.
+        u: inputs, ``(*batch, channel)``, the batch broadcasting to that of h; None without input.
+
+    Returns: :class:`Jacobian`, leak ``(*batch, state)`` and coupling ``(*batch, state, state)`` [1/time];
+        ``.full()`` is A. The discrete step of size dt has the Jacobian 1 + dt A.
+
+    Raises: TypeError for a field that is no VectorField, an ``h`` that is no floating-point tensor, or of
+        another dtype than the parameters; ValueError for sizes that do not fit.
+
+    Source: THEORY.md 3.
+    """
+    if not isinstance(field, VectorField):
+        raise TypeError(
+            f"jacobian(field=...): field is {type(field).__name__}; it must be a ctgate field: wrap "
+            "fn(t, h, u) in ct.Field(fn)"
+        )
+    if not isinstance(h, Tensor) or not h.is_floating_point():
+        kind = h.dtype if isinstance(h, Tensor) else type(h).__name__
+        raise TypeError(f"jacobian(h=...): h is {kind}; it must be a floating-point tensor (*batch, state)")
+    field.check_arguments(h, u)
+    return field.jacobian(t, h, u)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ctgate.fields.base import VectorField
+from ctgate.fields.jacobian import scale_rows
 
 
 def positive_time(
@@ -142,6 +143,22 @@ class Cell(VectorField, abc.ABC):
             return pre
         normalised: Tensor = self.layernorm(pre)
         return normalised
+
+    def candidate_jacobian(self, pre: Tensor, matrix: Tensor) -> Tensor:
+        r"""The derivative of :meth:`candidate` at ``pre`` (*batch, hidden) times ``matrix`` (..., hidden, k).
+
+        With :math:`\hat y` the normalised ``pre``, the derivative under layer normalisation is
+        :math:`D_{\gamma/s} (I - \mathbf 1 \mathbf 1^\top / H - \hat y \hat y^\top / H)`, and 1 without.
+
+        Source: THEORY.md 3.
+        """
+        if self.layernorm is None:
+            return matrix
+        centred = pre - pre.mean(-1, keepdim=True)
+        deviation = (centred.square().mean(-1, keepdim=True) + self.layernorm.eps).sqrt()
+        unit = (centred / deviation).unsqueeze(-1)
+        along = matrix - matrix.mean(-2, keepdim=True) - unit * (unit * matrix).mean(-2, keepdim=True)
+        return scale_rows(self.layernorm.weight / deviation, along)
 
     def extra_repr(self) -> str:
         """Sizes and time unit, for ``print(field)``."""

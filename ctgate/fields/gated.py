@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from ctgate.fields.base import Gates, Time
 from ctgate.fields.cell import Cell
+from ctgate.fields.jacobian import Jacobian, scale_rows
 
 
 class OneGate(Cell, abc.ABC):
@@ -47,25 +48,50 @@ class OneGate(Cell, abc.ABC):
             dtype=dtype,
         )
 
-    def _gate_and_candidate(self, h: Tensor, u: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _evaluate(self, h: Tensor, u: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Pre-activations of the gate and of the candidate."""
         self.check_arguments(h, u)
         pre = self.project_input(u, self.bias) + functional.linear(h, self.weight_hh)
         size = self.hidden_size
-        return torch.sigmoid(pre[..., :-size]), pre[..., -size:]
+        return pre[..., :-size], pre[..., -size:]
+
+    def _coupling(self, h: Tensor, u: Tensor | None, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """The rate, and dh/dt by an x that reaches gate and candidate through ``weight``."""
+        opening, pre = self._evaluate(h, u)
+        gate, size = torch.sigmoid(opening), self.hidden_size
+        target = torch.tanh(self.candidate(pre))
+        rate = (gate / self.tau).expand(h.shape)
+        through_target = self.candidate_jacobian(pre, weight[-size:])
+        return rate, (
+            scale_rows(rate * (1.0 - target.square()), through_target)
+            + scale_rows((target - h) * rate * torch.sigmoid(-opening), weight[:-size])
+        )
 
     def rate_drive(
         self, t: Time, h: Float[Tensor, "*batch state"], u: Float[Tensor, "*#batch channel"] | None = None
     ) -> tuple[Float[Tensor, "*batch state"], Float[Tensor, "*batch state"]]:
         """(g / tau, g / tau * tanh(W h + U u + b))."""
-        gate, pre = self._gate_and_candidate(h, u)
-        rate = (gate / self.tau).expand(h.shape)
+        opening, pre = self._evaluate(h, u)
+        rate = (torch.sigmoid(opening) / self.tau).expand(h.shape)
         return rate, rate * torch.tanh(self.candidate(pre))
+
+    def jacobian(
+        self, t: Time, h: Float[Tensor, "*batch state"], u: Float[Tensor, "*#batch channel"] | None = None
+    ) -> Jacobian:
+        """g / tau leaks; the candidate and the gate couple."""
+        return Jacobian(*self._coupling(h, u, self.weight_hh))
+
+    def input_jacobian(
+        self, t: Time, h: Float[Tensor, "*batch state"], u: Float[Tensor, "*#batch channel"] | None = None
+    ) -> Float[Tensor, "*batch state channel"]:
+        """The candidate's answer to the input and the gate's."""
+        return self._coupling(h, u, self.weight_ih)[1]
 
     def gates(
         self, t: Time, h: Float[Tensor, "*batch state"], u: Float[Tensor, "*#batch channel"] | None = None
     ) -> Gates:
         """``{"gate": g}``, broadcast to ``(*batch, hidden)``."""
-        return {"gate": self._gate_and_candidate(h, u)[0].expand(h.shape)}
+        return {"gate": torch.sigmoid(self._evaluate(h, u)[0]).expand(h.shape)}
 
 
 class ScalarGate(OneGate):

@@ -7,6 +7,7 @@ from torch.nn import functional
 
 from ctgate.fields.base import Gates, Time
 from ctgate.fields.interop import TorchCell, layers_from_torch
+from ctgate.fields.jacobian import Jacobian, scale_columns, scale_rows
 from ctgate.fields.stack import Stack
 
 
@@ -105,36 +106,68 @@ class GRU(TorchCell):
             return 'reset="before", and torch resets after the product'
         return super().torch_obstacle()
 
-    def _evaluate(self, h: Tensor, u: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Reset gate, pre-activation of the update gate, pre-activation of the candidate."""
+    def _evaluate(self, h: Tensor, u: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Pre-activations of reset gate, update gate and candidate; what the reset gate multiplies."""
         self.check_arguments(h, u)
         in_r, in_z, in_n = self.project_input(u, self.bias_ih).chunk(3, -1)
         if self.reset == "after":
             own_r, own_z, own_n = functional.linear(h, self.weight_hh, self.bias_hh).chunk(3, -1)
-            r = torch.sigmoid(in_r + own_r)
-            return r, in_z + own_z, in_n + r * own_n
+            reset = in_r + own_r
+            return reset, in_z + own_z, in_n + torch.sigmoid(reset) * own_n, own_n
         cut = 2 * self.hidden_size
         weight, bias = self.weight_hh, self.bias_hh
         own_r, own_z = functional.linear(h, weight[:cut], None if bias is None else bias[:cut]).chunk(2, -1)
-        r = torch.sigmoid(in_r + own_r)
-        own_n = functional.linear(r * h, weight[cut:], None if bias is None else bias[cut:])
-        return r, in_z + own_z, in_n + own_n
+        reset = in_r + own_r
+        seen = torch.sigmoid(reset) * h
+        own_n = functional.linear(seen, weight[cut:], None if bias is None else bias[cut:])
+        return reset, in_z + own_z, in_n + own_n, h
+
+    def _coupling(self, h: Tensor, u: Tensor | None, wrt_input: bool) -> tuple[Tensor, Tensor]:
+        """The rate, and dh/dt by the input, or by the state with the leak aside."""
+        reset, update, pre, gated = self._evaluate(h, u)
+        r, rate = torch.sigmoid(reset), torch.sigmoid(-update) / self.tau
+        target = torch.tanh(self.candidate(pre))
+        to_r, to_z, to_n = (self.weight_ih if wrt_input else self.weight_hh).chunk(3)
+        bend = gated * r * torch.sigmoid(-reset)
+        if self.reset == "after":
+            direct = to_n if wrt_input else scale_rows(r, to_n)
+            through_pre = direct + scale_rows(bend, to_r)
+        else:
+            own = self.weight_hh[2 * self.hidden_size :]
+            direct = to_n if wrt_input else scale_columns(to_n, r)
+            through_pre = direct + scale_columns(own, bend) @ to_r
+        return rate, (
+            scale_rows(rate * (1.0 - target.square()), self.candidate_jacobian(pre, through_pre))
+            + scale_rows((h - target) * rate * torch.sigmoid(update), to_z)
+        )
 
     def rate_drive(
         self, t: Time, h: Float[Tensor, "*batch state"], u: Float[Tensor, "*#batch channel"] | None = None
     ) -> tuple[Float[Tensor, "*batch state"], Float[Tensor, "*batch state"]]:
         """((1 - z) / tau, (1 - z) / tau * n)."""
-        _, update, pre = self._evaluate(h, u)
+        _, update, pre, _ = self._evaluate(h, u)
         # sigmoid(-x), not 1 - sigmoid(x): the difference loses every digit of a slow mode
         rate = torch.sigmoid(-update) / self.tau
         return rate, rate * torch.tanh(self.candidate(pre))
+
+    def jacobian(
+        self, t: Time, h: Float[Tensor, "*batch state"], u: Float[Tensor, "*#batch channel"] | None = None
+    ) -> Jacobian:
+        """(1 - z) / tau leaks; the candidate, its reset gate and the update gate couple."""
+        return Jacobian(*self._coupling(h, u, wrt_input=False))
+
+    def input_jacobian(
+        self, t: Time, h: Float[Tensor, "*batch state"], u: Float[Tensor, "*#batch channel"] | None = None
+    ) -> Float[Tensor, "*batch state channel"]:
+        """The answer of candidate, reset gate and update gate to the input."""
+        return self._coupling(h, u, wrt_input=True)[1]
 
     def gates(
         self, t: Time, h: Float[Tensor, "*batch state"], u: Float[Tensor, "*#batch channel"] | None = None
     ) -> Gates:
         """``{"update": z, "reset": r}``; z keeps the old state."""
-        r, update, _ = self._evaluate(h, u)
-        return {"update": torch.sigmoid(update), "reset": r}
+        reset, update, _, _ = self._evaluate(h, u)
+        return {"update": torch.sigmoid(update), "reset": torch.sigmoid(reset)}
 
     def extra_repr(self) -> str:
         """Sizes, time unit and reset convention, for ``print(field)``."""

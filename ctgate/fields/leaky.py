@@ -5,10 +5,12 @@ from collections.abc import Callable
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.func import jvp
 from torch.nn import functional
 
 from ctgate.fields.base import Gates, Time
 from ctgate.fields.cell import Cell
+from ctgate.fields.jacobian import Jacobian, scale_rows
 
 
 class Leaky(Cell):
@@ -76,14 +78,36 @@ class Leaky(Cell):
         self.phi = phi
         self.register_buffer("alpha", self.weight_hh.new_tensor(alpha))
 
+    def _rate_and_pre(self, h: Tensor, u: Tensor | None) -> tuple[Tensor, Tensor]:
+        self.check_arguments(h, u)
+        pre = self.project_input(u, self.bias) + functional.linear(h, self.weight_hh)
+        return (self.alpha / self.tau).expand(h.shape), pre
+
+    def _coupling(self, rate: Tensor, pre: Tensor, weight: Tensor) -> Tensor:
+        argument = self.candidate(pre)
+        slope = jvp(self.phi, (argument,), (torch.ones_like(argument),))[1]
+        return scale_rows(rate * slope, self.candidate_jacobian(pre, weight))
+
     def rate_drive(
         self, t: Time, h: Float[Tensor, "*batch state"], u: Float[Tensor, "*#batch channel"] | None = None
     ) -> tuple[Float[Tensor, "*batch state"], Float[Tensor, "*batch state"]]:
         """(alpha / tau, alpha / tau * phi(W h + U u + b))."""
-        self.check_arguments(h, u)
-        pre = self.project_input(u, self.bias) + functional.linear(h, self.weight_hh)
-        rate = (self.alpha / self.tau).expand(h.shape)
+        rate, pre = self._rate_and_pre(h, u)
         return rate, rate * self.phi(self.candidate(pre))
+
+    def jacobian(
+        self, t: Time, h: Float[Tensor, "*batch state"], u: Float[Tensor, "*#batch channel"] | None = None
+    ) -> Jacobian:
+        """alpha / tau leaks, alpha / tau * phi' W couples."""
+        rate, pre = self._rate_and_pre(h, u)
+        return Jacobian(rate, self._coupling(rate, pre, self.weight_hh))
+
+    def input_jacobian(
+        self, t: Time, h: Float[Tensor, "*batch state"], u: Float[Tensor, "*#batch channel"] | None = None
+    ) -> Float[Tensor, "*batch state channel"]:
+        """alpha / tau * phi' U."""
+        rate, pre = self._rate_and_pre(h, u)
+        return self._coupling(rate, pre, self.weight_ih)
 
     def gates(
         self, t: Time, h: Float[Tensor, "*batch state"], u: Float[Tensor, "*#batch channel"] | None = None

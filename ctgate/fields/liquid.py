@@ -7,6 +7,7 @@ from torch.nn import functional
 
 from ctgate.fields.base import Gates, Time
 from ctgate.fields.cell import Cell
+from ctgate.fields.jacobian import Jacobian, scale_rows
 
 
 class LTC(Cell):
@@ -67,19 +68,38 @@ class LTC(Cell):
         with torch.no_grad():
             self.reversal.uniform_(-1.0, 1.0, generator=generator)
 
-    def _conductance(self, h: Tensor, u: Tensor | None) -> Tensor:
+    def _evaluate(self, h: Tensor, u: Tensor | None) -> Tensor:
+        """Pre-activation of the conductance."""
         self.check_arguments(h, u)
-        return torch.sigmoid(self.project_input(u, self.bias) + functional.linear(h, self.weight_hh))
+        return self.project_input(u, self.bias) + functional.linear(h, self.weight_hh)
+
+    def _coupling(self, h: Tensor, pre: Tensor, weight: Tensor) -> Tensor:
+        slope = torch.sigmoid(pre) * torch.sigmoid(-pre)
+        return scale_rows((self.reversal - h) * slope, weight)
 
     def rate_drive(
         self, t: Time, h: Float[Tensor, "*batch state"], u: Float[Tensor, "*#batch channel"] | None = None
     ) -> tuple[Float[Tensor, "*batch state"], Float[Tensor, "*batch state"]]:
         """(1 / tau + f, f * A)."""
-        conductance = self._conductance(h, u)
+        conductance = torch.sigmoid(self._evaluate(h, u))
         return self.tau.reciprocal() + conductance, conductance * self.reversal
+
+    def jacobian(
+        self, t: Time, h: Float[Tensor, "*batch state"], u: Float[Tensor, "*#batch channel"] | None = None
+    ) -> Jacobian:
+        """1 / tau + f leaks, (A - h) f (1 - f) W couples."""
+        pre = self._evaluate(h, u)
+        rate = self.tau.reciprocal() + torch.sigmoid(pre)
+        return Jacobian(rate, self._coupling(h, pre, self.weight_hh))
+
+    def input_jacobian(
+        self, t: Time, h: Float[Tensor, "*batch state"], u: Float[Tensor, "*#batch channel"] | None = None
+    ) -> Float[Tensor, "*batch state channel"]:
+        """(A - h) f (1 - f) U."""
+        return self._coupling(h, self._evaluate(h, u), self.weight_ih)
 
     def gates(
         self, t: Time, h: Float[Tensor, "*batch state"], u: Float[Tensor, "*#batch channel"] | None = None
     ) -> Gates:
         """``{"conductance": f}`` [1/time]."""
-        return {"conductance": self._conductance(h, u)}
+        return {"conductance": torch.sigmoid(self._evaluate(h, u))}

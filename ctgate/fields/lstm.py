@@ -7,6 +7,7 @@ from torch.nn import functional
 
 from ctgate.fields.base import Gates, Time
 from ctgate.fields.interop import TorchCell, layers_from_torch
+from ctgate.fields.jacobian import Jacobian, scale_rows
 from ctgate.fields.stack import Stack
 
 
@@ -80,6 +81,26 @@ class LSTM(TorchCell):
         i, f, g, o = (self.project_input(u, self.bias_ih) + own).chunk(4, -1)
         return i, f, g, o
 
+    def _coupling(self, h: Tensor, u: Tensor | None, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Leak of c, dh/dt by c, and dc/dt and dh/dt by an x that reaches the gates through ``weight``."""
+        i, f, g, o = self._evaluate(h, u)
+        tau, cell = self.tau, h[..., : self.hidden_size]
+        to_i, to_f, to_g, to_o = weight.chunk(4)
+        into, keep, out = torch.sigmoid(i), torch.sigmoid(f), torch.sigmoid(o)
+        new = torch.tanh(self.candidate(g))
+        ahead = torch.tanh(keep * cell + into * new)
+        forget = torch.sigmoid(-f)
+        through_cell = (
+            scale_rows(cell * keep * forget, to_f)
+            + scale_rows(new * into * torch.sigmoid(-i), to_i)
+            + scale_rows(into * (1.0 - new.square()), self.candidate_jacobian(g, to_g))
+        )
+        shown = out * (1.0 - ahead.square()) / tau
+        through_hidden = scale_rows(shown, through_cell) + scale_rows(
+            ahead * out * torch.sigmoid(-o) / tau, to_o
+        )
+        return forget / tau, shown * keep, through_cell / tau.unsqueeze(-1), through_hidden
+
     def rate_drive(
         self, t: Time, h: Float[Tensor, "*batch state"], u: Float[Tensor, "*#batch channel"] | None = None
     ) -> tuple[Float[Tensor, "*batch state"], Float[Tensor, "*batch state"]]:
@@ -92,6 +113,21 @@ class LSTM(TorchCell):
         # sigmoid(-f), not 1 - sigmoid(f): the difference loses every digit of a slow mode
         rate = torch.cat((torch.sigmoid(-f) / tau, tau.reciprocal().expand(cell.shape)), -1)
         return rate, torch.cat((written / tau, torch.sigmoid(o) * torch.tanh(ahead) / tau), -1)
+
+    def jacobian(
+        self, t: Time, h: Float[Tensor, "*batch state"], u: Float[Tensor, "*#batch channel"] | None = None
+    ) -> Jacobian:
+        """(1 - f, 1) / tau leaks; all four gates couple, and h sees c."""
+        forget, seen, to_cell, to_hidden = self._coupling(h, u, self.weight_hh)
+        leak = torch.cat((forget, self.tau.reciprocal().expand(forget.shape)), -1)
+        upper = torch.cat((torch.zeros_like(to_cell), to_cell), -1)
+        return Jacobian(leak, torch.cat((upper, torch.cat((torch.diag_embed(seen), to_hidden), -1)), -2))
+
+    def input_jacobian(
+        self, t: Time, h: Float[Tensor, "*batch state"], u: Float[Tensor, "*#batch channel"] | None = None
+    ) -> Float[Tensor, "*batch state channel"]:
+        """The answer of c and of h to the input, through all four gates."""
+        return torch.cat(self._coupling(h, u, self.weight_ih)[2:], -2)
 
     def gates(
         self, t: Time, h: Float[Tensor, "*batch state"], u: Float[Tensor, "*#batch channel"] | None = None

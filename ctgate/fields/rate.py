@@ -7,6 +7,7 @@ from torch.nn import functional
 
 from ctgate.fields.base import Gates, Time
 from ctgate.fields.cell import Cell
+from ctgate.fields.jacobian import Jacobian, scale_columns, scale_rows
 
 
 class GatedRate(Cell):
@@ -105,25 +106,66 @@ class GatedRate(Cell):
         """The time constant of the reset gate's variable [time]."""
         return self.fixed_tau_r if self.log_tau_r is None else self.log_tau_r.exp()
 
-    def rate_drive(
-        self, t: Time, h: Float[Tensor, "*batch state"], u: Float[Tensor, "*#batch channel"] | None = None
-    ) -> tuple[Float[Tensor, "*batch state"], Float[Tensor, "*batch state"]]:
-        """((sigma(z)/tau, 1/tau_z, 1/tau_r), each times what its variable relaxes to)."""
+    def _variables(self, h: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """h and the variables of the gates that exist, by name."""
+        x, *gate_variables = h.chunk(1 + len(self.gate_names), -1)
+        return x, dict(zip(self.gate_names, gate_variables, strict=True))
+
+    def _rates_and_targets(self, h: Tensor, u: Tensor | None) -> tuple[list[Tensor], list[Tensor]]:
+        """Per component, hidden first, its rate and what it relaxes to."""
         self.check_arguments(h, u)
         blocks = 1 + len(self.gate_names)
-        x, *gate_variables = h.chunk(blocks, -1)
-        gates = dict(zip(self.gate_names, map(torch.sigmoid, gate_variables), strict=True))
+        x, variables = self._variables(h)
+        gates = {name: torch.sigmoid(variable) for name, variable in variables.items()}
         firing = torch.tanh(x)
         weights, external = self.weight_hh.chunk(blocks), self.project_input(u, self.bias).chunk(blocks, -1)
 
         seen = firing * gates["reset"] if "reset" in gates else firing
         rate = gates["update"] / self.tau if "update" in gates else self.tau.reciprocal().expand(x.shape)
-        rates, drives = [rate], [rate * (functional.linear(seen, weights[0]) + external[0])]
+        rates, targets = [rate], [functional.linear(seen, weights[0]) + external[0]]
         for k, name in enumerate(self.gate_names, start=1):
-            rate = (self.tau_z if name == "update" else self.tau_r).reciprocal().expand(x.shape)
-            rates.append(rate)
-            drives.append(rate * (functional.linear(firing, weights[k]) + external[k]))
+            rates.append((self.tau_z if name == "update" else self.tau_r).reciprocal().expand(x.shape))
+            targets.append(functional.linear(firing, weights[k]) + external[k])
+        return rates, targets
+
+    def rate_drive(
+        self, t: Time, h: Float[Tensor, "*batch state"], u: Float[Tensor, "*#batch channel"] | None = None
+    ) -> tuple[Float[Tensor, "*batch state"], Float[Tensor, "*batch state"]]:
+        """((sigma(z)/tau, 1/tau_z, 1/tau_r), each times what its variable relaxes to)."""
+        rates, targets = self._rates_and_targets(h, u)
+        drives = [rate * target for rate, target in zip(rates, targets, strict=True)]
         return torch.cat(rates, -1), torch.cat(drives, -1)
+
+    def jacobian(
+        self, t: Time, h: Float[Tensor, "*batch state"], u: Float[Tensor, "*#batch channel"] | None = None
+    ) -> Jacobian:
+        """The 3 x 3 blocks of THEORY.md 3, those that exist."""
+        rates, targets = self._rates_and_targets(h, u)
+        x, variables = self._variables(h)
+        firing = torch.tanh(x)
+        slope = 1.0 - firing.square()
+        weights = self.weight_hh.chunk(len(rates))
+        reset = torch.sigmoid(variables["reset"]) if "reset" in variables else None
+
+        seen = slope if reset is None else slope * reset
+        rows = [[scale_rows(rates[0], scale_columns(weights[0], seen))]]
+        if "update" in variables:
+            shut = torch.sigmoid(-variables["update"])
+            rows[0].append(torch.diag_embed((targets[0] - x) * rates[0] * shut))
+        if reset is not None:
+            bend = firing * reset * torch.sigmoid(-variables["reset"])
+            rows[0].append(scale_rows(rates[0], scale_columns(weights[0], bend)))
+        for rate, weight in zip(rates[1:], weights[1:], strict=True):
+            block = scale_rows(rate, scale_columns(weight, slope))
+            rows.append([block, *(torch.zeros_like(block) for _ in self.gate_names)])
+        return Jacobian(torch.cat(rates, -1), torch.cat([torch.cat(row, -1) for row in rows], -2))
+
+    def input_jacobian(
+        self, t: Time, h: Float[Tensor, "*batch state"], u: Float[Tensor, "*#batch channel"] | None = None
+    ) -> Float[Tensor, "*batch state channel"]:
+        """Each component's rate times its block of ``weight_ih``."""
+        rates, _ = self._rates_and_targets(h, u)
+        return scale_rows(torch.cat(rates, -1), self.weight_ih)
 
     def gates(
         self, t: Time, h: Float[Tensor, "*batch state"], u: Float[Tensor, "*#batch channel"] | None = None

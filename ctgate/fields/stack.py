@@ -5,9 +5,18 @@ from collections.abc import Iterable
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ctgate.fields.base import Gates, Time, VectorField
 from ctgate.fields.interop import TorchCell, module_from_layers
+from ctgate.fields.jacobian import Jacobian
+
+
+def _one_tau(layer: VectorField, derivative: Tensor) -> Tensor:
+    """tau times the rows of the layer's output in a derivative (*batch, state, ...) of its dh/dt."""
+    tau = layer.tau
+    assert tau is not None  # the constructor saw to it
+    return tau.unsqueeze(-1) * derivative[..., layer.output, :]
 
 
 class Stack(VectorField):
@@ -116,6 +125,43 @@ class Stack(VectorField):
         """The layers' rates and drives, concatenated like the state."""
         levels = self._sweep(t, h, u)
         return torch.cat([level[2] for level in levels], -1), torch.cat([level[3] for level in levels], -1)
+
+    def jacobian(
+        self, t: Time, h: Float[Tensor, "*batch state"], u: Float[Tensor, "*#batch channel"] | None = None
+    ) -> Jacobian:
+        r"""Block lower triangular: with :math:`B_k` the layer's own Jacobian by its input :math:`u_k`,
+
+        .. math::
+            \frac{\partial \dot h_k}{\partial h_j} = B_k \frac{\partial u_k}{\partial h_j}
+            \quad (j < k), \qquad
+            \frac{\partial u_{k+1}}{\partial h_j} =
+            \delta_{jk} I + \tau_k \frac{\partial \dot h_k}{\partial h_j} \quad (j \le k).
+        """
+        leaks: list[Tensor] = []
+        rows: list[Tensor] = []
+        answer: Tensor | None = None  # du_k/dh_j for all j below
+        for layer, (state, signal, _, _) in zip(self._members(), self._sweep(t, h, u), strict=True):
+            own = layer.jacobian(t, state, signal)
+            below = [] if answer is None else [layer.input_jacobian(t, state, signal) @ answer]
+            leaks.append(own.leak)
+            rows.append(torch.cat([*below, own.coupling], -1))
+            width = rows[-1].shape[-1]
+            unit = torch.eye(width, dtype=h.dtype, device=h.device)[-state.shape[-1] :]
+            answer = unit[layer.output] + _one_tau(layer, torch.cat([*below, own.full()], -1))
+        coupling = torch.cat([functional.pad(row, (0, h.shape[-1] - row.shape[-1])) for row in rows], -2)
+        return Jacobian(torch.cat(leaks, -1), coupling)
+
+    def input_jacobian(
+        self, t: Time, h: Float[Tensor, "*batch state"], u: Float[Tensor, "*#batch channel"] | None = None
+    ) -> Float[Tensor, "*batch state channel"]:
+        r"""The input reaches the layers above the first through :math:`\tau_k \dot h_k` below them."""
+        rows: list[Tensor] = []
+        answer: Tensor | None = None  # du_k/du
+        for layer, (state, signal, _, _) in zip(self._members(), self._sweep(t, h, u), strict=True):
+            own = layer.input_jacobian(t, state, signal)
+            rows.append(own if answer is None else own @ answer)
+            answer = _one_tau(layer, rows[-1])
+        return torch.cat(rows, -2)
 
     def gates(
         self, t: Time, h: Float[Tensor, "*batch state"], u: Float[Tensor, "*#batch channel"] | None = None

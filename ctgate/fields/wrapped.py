@@ -19,9 +19,10 @@ class Field(VectorField):
 
     Parameters:
         fn: a function or an ``nn.Module`` of (t, h, u) that returns dh/dt [state/time] in the shape and dtype
-            of ``h``. ``t`` arrives as a 0-dimensional float64 tensor on the device of ``h``, ``u`` is None
-            without a control. A module's parameters are the field's, under ``fn.``; a tensor that a plain
-            function captures is not seen among them.
+            of ``h``. ``t`` arrives as a float64 tensor on the device of ``h``: 0-dimensional, or a column
+            ``(*batch, 1)`` where the samples have times of their own. ``u`` is None without a control. A
+            module's parameters are the field's, under ``fn.``; a tensor that a plain function captures is not
+            seen among them.
         state_size, input_size: checked against ``h`` and ``u`` when given.
 
     Raises:
