@@ -42,7 +42,8 @@ class Control(abc.ABC):
     Attributes:
         channels: number of channels; None when it is not known before a call.
         batch_shape: batch shape of the values; ``()`` when all samples share them.
-        shared: True when all samples have the same times ``(time,)``; ``knots`` and ``on`` need it.
+        shared: True when all samples have the same times ``(time,)``; ``knots`` and ``on`` need it, and
+            ``sample_knots`` and ``on_samples`` serve both.
         continuous: whether u itself is continuous at the knots.
         resolution: relative precision of the times as they came, 2.2e-16 for float64. A time within 4 units
             in the last place of a knot counts as that knot.
@@ -66,15 +67,33 @@ class Control(abc.ABC):
     def knots(self) -> tuple[float, ...]:
         """Increasing times at which u or a derivative of it jumps; a step of a solver must not cross one."""
 
+    @property
+    @abc.abstractmethod
+    def sample_support(self) -> tuple[Tensor, Tensor]:
+        """Where each sample is known [time], (low, high): ``(*batch)`` float64, or 0-dim for shared times.
+
+        Infinite when extrapolated; ``support`` is the range common to all samples.
+        """
+
+    @property
+    @abc.abstractmethod
+    def sample_knots(self) -> Tensor:
+        """Increasing knots of each sample, float64: ``(knot, *batch)``, or ``(knot,)`` for shared times.
+
+        A sample with fewer knots than others repeats its last one. Per-sample times keep their graph.
+        """
+
     @abc.abstractmethod
     def __call__(self, t: Times, side: str = "right") -> Float[Tensor, "*batch channel"]:
         """u(t): ``(*batch, channel)`` at one time, ``(time, *batch, channel)`` at a vector of times.
 
-        ``side`` says which one-sided limit is meant at a knot, ``"right"`` or ``"left"``; at an end of the
-        support there is one only. The dtype and the device are those of the values.
+        A ``t`` of two dimensions or more is ``(time, *batch)``, times of each sample of its own; its batch
+        broadcasts against the control's. ``side`` says which one-sided limit is meant at a knot, ``"right"``
+        or ``"left"``; at an end of the support there is one only. The dtype and the device are those of the
+        values.
 
         Raises:
-            ValueError: a time outside the support, or another ``side``.
+            ValueError: a time outside the support, a batch that does not fit, or another ``side``.
         """
 
     @abc.abstractmethod
@@ -86,6 +105,22 @@ class Control(abc.ABC):
 
         Raises:
             ValueError: start is not before stop, the interval leaves the support or has a knot inside.
+        """
+
+    @abc.abstractmethod
+    def on_samples(self, start: Tensor, stop: Tensor) -> list[Piece]:
+        """u on n intervals of each sample, as n functions of one time per sample.
+
+        ``start`` and ``stop`` are ``(n, *batch)`` float64, without a knot of the sample inside; the control's
+        batch broadcasts to theirs. Piece j maps t ``(*batch)`` to ``(*batch, channel)``. Which knot interval
+        a sample reads is decided once, by the middle of its interval, so both ends give the limit from
+        inside. An interval may have length zero: it reads a piece that contains the time, the last one at
+        the end of the sample's data. Gradients reach the values, per-sample times and t, in O(time + n) for
+        all pieces together.
+
+        Raises:
+            ValueError: shapes that do not fit, start after stop, an interval that leaves the sample's support
+            or has a knot inside.
         """
 
 

@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ctgate.controls.base import Control, Piece, Times, check_side
-from ctgate.controls.times import FLOAT64_EPS, Domain, as_float64, check_times, rounding_of
+from ctgate.controls.base import Control, Curve, Piece, Times, check_side
+from ctgate.controls.domain import Domain, SampleDomain
+from ctgate.controls.times import FLOAT64_EPS, as_float64, check_times, count_times, rounding_of
 
 
 class FunctionControl(Control):
@@ -28,7 +29,8 @@ class FunctionControl(Control):
     Missing values, extrapolation and gradients are those of fn. It may capture tensors that require grad;
     where an adjoint is integrated by hand, fn must be an ``nn.Module`` that has them among its parameters,
     which are the coefficients of its pieces. ``batch_shape`` is ``()``, since it is not known before a call,
-    and ``continuous`` is whether there are no knots.
+    and ``continuous`` is whether there are no knots. With one time per sample, fn is called once per sample
+    and each sample takes its own row of what it returns, which may be ``(channel,)``.
 
     Raises: TypeError or ValueError for knots that do not increase, a support that is not an interval, and,
     when called, for a result that is no ``(*batch, channel)`` tensor.
@@ -51,7 +53,7 @@ class FunctionControl(Control):
             raise ValueError(f"FunctionControl: knots has shape {tuple(times.shape)}; it must be (knot,)")
         if times.requires_grad:
             raise ValueError("FunctionControl: knots requires grad; knots never carry gradients, detach them")
-        check_times(times, "knots", resolution)
+        check_times(times, count_times(times), "knots", resolution)
         if channels is not None and channels < 0:
             raise ValueError(f"FunctionControl: channels is {channels}; it must be at least 0, or None")
         low, high = (-math.inf, math.inf) if support is None else (float(support[0]), float(support[1]))
@@ -67,6 +69,7 @@ class FunctionControl(Control):
         self._knots: tuple[float, ...] = tuple(times.tolist())
         remedy = "stay inside, or construct it with a wider support="
         self._domain = Domain("FunctionControl", low, high, self.resolution, remedy)
+        self._domains = SampleDomain("FunctionControl", self.resolution, remedy)
 
     @property
     def support(self) -> tuple[float, float]:
@@ -78,21 +81,40 @@ class FunctionControl(Control):
         """The knots as floats."""
         return self._knots
 
+    @property
+    def sample_support(self) -> tuple[Tensor, Tensor]:
+        """Where fn may be called [time], the same in every sample: 0-dim."""
+        low, high = (torch.tensor(end, dtype=torch.float64) for end in self.support)
+        return low, high
+
+    @property
+    def sample_knots(self) -> Tensor:
+        """The knots as a tensor (knot,), the same in every sample."""
+        return torch.tensor(self._knots, dtype=torch.float64)
+
     def __call__(self, t: Times, side: str = "right") -> Float[Tensor, "*batch channel"]:
         """fn(t): ``(*batch, channel)`` at one time, ``(time, *batch, channel)`` at a vector, time by time.
 
-        Raises: ValueError for a time outside the support, a ``t`` that is neither one time nor a vector of at
-        least one, another ``side``; TypeError or ValueError for a result that is no tensor (*batch, channel).
+        A ``t`` of more dimensions is ``(time, *batch)``, one time per sample.
+
+        Raises: ValueError for a time outside the support, a ``t`` without any time, another ``side``;
+        TypeError or ValueError for a result that is no tensor (*batch, channel), or whose batch does not
+        broadcast to that of ``t``.
         """
         check_side(side)
         times = t.to(torch.float64) if isinstance(t, Tensor) else as_float64(t, "t")[0]
-        if times.ndim > 1 or times.numel() == 0:
+        if times.ndim > 0 and len(times) == 0:
             raise ValueError(
-                f"t has shape {tuple(times.shape)}; it must be one time, or (time,) with at least one"
+                f"t has shape {tuple(times.shape)}; it must be one time, (time,) or (time, *batch), with at "
+                "least one time"
             )
         if times.ndim == 0:
             return self._limit(times, side)
-        return torch.stack([self._limit(time, side) for time in times.unbind(0)])
+        if times.ndim == 1:
+            return torch.stack([self._limit(time, side) for time in times.unbind(0)])
+        return torch.stack(
+            [self._own_rows(time, lambda t, _: self._limit(t, side)) for time in times.unbind(0)]
+        )
 
     def on(self, start: float, stop: float) -> Piece:
         """u on [start, stop], which contains no knot inside, as a function of one time.
@@ -110,6 +132,57 @@ class FunctionControl(Control):
 
         parameters = tuple(self.fn.parameters()) if isinstance(self.fn, nn.Module) else ()
         return Piece(value, parameters)
+
+    def on_samples(self, start: Tensor, stop: Tensor) -> list[Piece]:
+        """u on intervals ``(n, *batch)``, of each sample its own, as n functions of one time per sample.
+
+        A piece calls fn once per sample.
+
+        Raises: ValueError for shapes that do not fit and, naming the sample, when start is after stop, an
+        interval leaves the support or has a knot inside; when called, as the control itself.
+        """
+        start, stop = (end.detach().to("cpu", torch.float64) for end in (start, stop))
+        middle = self._domains.middles(start, stop, ())
+        self._domains.check("start", start, *self.sample_support)
+        self._domains.check("stop", stop, *self.sample_support)
+        knots = torch.nn.functional.pad(self.sample_knots, (1, 1), value=math.inf)
+        after = torch.searchsorted(self.sample_knots, middle.contiguous(), right=True)
+        # The pad at the front stands for "no knot before" as well: infinity is inside no interval.
+        self._domains.check_free(start, stop, [knots[after], knots[after + 1]])
+        parameters = tuple(self.fn.parameters()) if isinstance(self.fn, nn.Module) else ()
+        return [Piece(self._sample_curve(pieces), parameters) for pieces in after.unbind(0)]
+
+    def _sample_curve(self, pieces: Tensor) -> Curve:
+        """u as a function of the time of each sample, in the piece with this number."""
+        bounds = [self._inside(piece) for piece in pieces.reshape(-1).tolist()]
+
+        def value(t: float | Tensor) -> Tensor:
+            times = torch.as_tensor(t, dtype=torch.float64).expand(pieces.shape)
+            return self._own_rows(times, lambda time, k: self._value(time.clamp(*bounds[k])))
+
+        return value
+
+    def _own_rows(self, t: Tensor, read: Callable[[Tensor, int], Tensor]) -> Tensor:
+        """What each sample, number k of the batch, reads at its own time: its row of ``read(t[k], k)``."""
+        rows = []
+        for k, time in enumerate(t.reshape(-1).unbind(0)):
+            rows.append(self._spread(read(time, k), t.shape).reshape(t.numel(), -1)[k])
+        if not rows:
+            # No sample asks; fn says what a row looks like at a time of its own choice.
+            low, high = self.support
+            anywhere = torch.tensor(min(max(0.0, low), high), dtype=torch.float64)
+            return self._spread(self._limit(anywhere, "right"), t.shape)
+        values = torch.stack(rows)
+        return values.reshape(*t.shape, values.shape[-1])
+
+    def _spread(self, value: Tensor, batch: torch.Size) -> Tensor:
+        try:
+            return value.expand(*batch, value.shape[-1])
+        except RuntimeError as error:
+            raise ValueError(
+                f"FunctionControl: fn returned shape {tuple(value.shape)} and t has one time per sample of a "
+                f"batch {tuple(batch)}; fn must return (channel,), or a batch that broadcasts to that one"
+            ) from error
 
     def _limit(self, t: Tensor, side: str) -> Tensor:
         low, high = self.support

@@ -5,8 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctgate.controls.base import Curve
-from ctgate.controls.sampled import Observations, SampledControl
+from ctgate.controls.missing import take
+from ctgate.controls.sampled import SampledControl
+from ctgate.controls.times import ranks, repeat_last
 from ctgate.controls.values import wrong_length
 
 
@@ -16,7 +17,7 @@ class ZeroOrderHold(SampledControl):
     .. math:: u(t) = x_k \quad \text{for } t_k \le t < t_{k+1}.
 
     ``len(ts) == len(xs) + 1`` gives the edges; ``len(ts) == len(xs)`` gives the left edges, and the last
-    interval is then as long as the one before it. One value needs two edges.
+    interval (of each sample) is then as long as the one before it. One value needs two edges.
 
     Missing: an entry whose value is NaN keeps its last observation. Before its first observation there is
     nothing to keep: an error, or with ``extrapolate="hold"`` the first observation, which looks ahead.
@@ -43,13 +44,18 @@ class ZeroOrderHold(SampledControl):
                 "begins and ends"
             )
 
-    def _edges(self, ts: Tensor) -> Tensor:
-        return torch.cat([ts, 2.0 * ts[-1:] - ts[-2:-1]])
+    def _edges(self, ts: Tensor, counts: Tensor) -> Tensor:
+        last, before = ((counts - back).clamp(min=0).unsqueeze(0) for back in (1, 2))
+        edges = torch.cat([ts, 2.0 * take(ts, last) - take(ts, before)])
+        rank = ranks(len(edges), counts)
+        return take(edges, torch.where(rank < counts, rank, len(ts)))
 
-    def _curve(self, observations: Observations) -> Curve:
-        (left,) = observations.values
+    def _frame(self, times: tuple[Any, ...]) -> tuple[Any, ...]:
+        return ()
+
+    def _read(self, values: tuple[Tensor, ...], frame: tuple[Any, ...], t: float | Tensor) -> Tensor:
         # A copy: what a caller does to it stays with the caller, and without gradients it carries none.
-        return lambda t: left.clone()
+        return values[0].clone()
 
 
 class LinearInterpolation(SampledControl):
@@ -77,14 +83,16 @@ class LinearInterpolation(SampledControl):
     def _check_length(self, times: int, values: int, batch_first: bool) -> None:
         self._check_one_time_per_value(times, values, batch_first)
 
-    def _edges(self, ts: Tensor) -> Tensor:
-        return ts
+    def _edges(self, ts: Tensor, counts: Tensor) -> Tensor:
+        return repeat_last(ts, counts)
 
-    def _curve(self, observations: Observations) -> Curve:
-        left, right = observations.values
-        start, stop = observations.times
-        span = _gap(start, stop)
-        return lambda t: torch.lerp(left, right, _weight(_fraction(t, start, span), left))
+    def _frame(self, times: tuple[Any, ...]) -> tuple[Any, ...]:
+        start, stop = times
+        return start, _length(start, stop)
+
+    def _read(self, values: tuple[Tensor, ...], frame: tuple[Any, ...], t: float | Tensor) -> Tensor:
+        left, right = values
+        return torch.lerp(left, right, _weight(_fraction(t, *frame), left))
 
 
 class CubicHermite(SampledControl):
@@ -120,46 +128,39 @@ class CubicHermite(SampledControl):
     def _check_length(self, times: int, values: int, batch_first: bool) -> None:
         self._check_one_time_per_value(times, values, batch_first)
 
-    def _edges(self, ts: Tensor) -> Tensor:
-        return ts
+    def _edges(self, ts: Tensor, counts: Tensor) -> Tensor:
+        return repeat_last(ts, counts)
 
-    def _curve(self, observations: Observations) -> Curve:
-        left, right, before = observations.values
-        start, stop, earlier = observations.times
-        span = _gap(start, stop)
-        bent, ratio = _bend(start, stop, earlier)
+    def _frame(self, times: tuple[Any, ...]) -> tuple[Any, ...]:
+        start, stop, earlier = times
+        # 1 where an earlier observation bends the piece, else 0.
+        bent = (earlier < start) & (start < stop) if isinstance(start, Tensor) else earlier < start < stop
+        weight = bent.to(start.dtype) if isinstance(bent, Tensor) else float(bent)
+        return start, _length(start, stop), stop - start, _length(earlier, start), weight
 
-        def cubic(t: float | Tensor) -> Tensor:
-            w = _fraction(t, start, span)
-            bump = bent * w * (1.0 - w) ** 2
-            past = _weight(bump * ratio, left) * (left - before)
-            line = torch.lerp(left, right, _weight(w, left))
-            return line + (past - _weight(bump, left) * (right - left))
+    def _read(self, values: tuple[Tensor, ...], frame: tuple[Any, ...], t: float | Tensor) -> Tensor:
+        left, right, before = values
+        start, length, chord, reach, bent = frame
+        w = _fraction(t, start, length)
+        bump = bent * w * (1.0 - w) ** 2
+        past = _weight(bump * (chord / reach), left) * (left - before)
+        line = torch.lerp(left, right, _weight(w, left))
+        return line + (past - _weight(bump, left) * (right - left))
 
-        return cubic
 
-
-def _gap(start: Any, stop: Any) -> Any:
-    """Length of a piece; infinite where it has one observation only, which makes it constant."""
+def _length(start: Any, stop: Any) -> Any:
+    """stop - start; infinite where the two are one observation, which makes what is divided by it vanish."""
     if isinstance(start, Tensor):
-        return torch.where(stop > start, stop - start, torch.inf)
+        # A sum keeps nothing for its backward pass: pieces that share it may each be differentiated.
+        return stop - start + torch.where(stop > start, 0.0, torch.inf)
     return stop - start if stop > start else float("inf")
 
 
-def _fraction(t: Any, start: Any, span: Any) -> Any:
-    """(t - start) / span, in float64."""
-    return ((t.to(torch.float64) if isinstance(t, Tensor) else t) - start) / span
+def _fraction(t: Any, start: Any, length: Any) -> Any:
+    """(t - start) / length, in float64."""
+    return ((t.to(torch.float64) if isinstance(t, Tensor) else t) - start) / length
 
 
 def _weight(w: Any, values: Tensor) -> Tensor | float:
     """A weight that multiplies ``values`` without changing their dtype."""
     return w.to(values) if isinstance(w, Tensor) else w
-
-
-def _bend(start: Any, stop: Any, earlier: Any) -> tuple[Any, Any]:
-    """1 where an earlier observation bends the piece, else 0; and its length over that of the one before."""
-    if not isinstance(start, Tensor):
-        return (1.0, (stop - start) / (start - earlier)) if earlier < start < stop else (0.0, 0.0)
-    bent = (earlier < start) & (start < stop)
-    ratio = (stop - start) / torch.where(bent, start - earlier, 1.0)
-    return bent.to(start.dtype), ratio

@@ -1,7 +1,9 @@
 """Missing values: which observations each entry reads, and a gather whose graph can be walked twice."""
 
+import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import Function
@@ -29,11 +31,23 @@ def observed_neighbours(observed: Tensor, pieces: int, reads: int) -> tuple[Tens
     return tuple(table[:pieces] for table in (left, right, before)[:reads])
 
 
+def lift(values: Tensor, ndim: int) -> Tensor:
+    """``values`` (time, *entry) with as many ones after time as make ``ndim`` dimensions."""
+    return values.reshape(len(values), *(1,) * (ndim - values.ndim), *values.shape[1:])
+
+
 def rows_at(index: Tensor, values: Tensor) -> Tensor:
-    """Rows of ``values`` (time, *batch, channel) at ``index`` (n, *batch | 1, channel | 1)."""
-    if index.numel() == len(index):
-        return values.index_select(0, index.reshape(-1))
-    return values.gather(0, index.expand(len(index), *values.shape[1:]))
+    """Rows of ``values`` (time, *entry) at ``index`` (n, ...), which broadcasts against an entry."""
+    if math.prod(index.shape[1:]) == 1:
+        return lift(values.index_select(0, index.reshape(-1)), index.ndim)
+    return entries_at(index, values)
+
+
+def entries_at(index: Tensor, values: Tensor) -> Tensor:
+    """The same, by a gather whose graph can be walked twice."""
+    shape = np.broadcast_shapes(index.shape[1:], values.shape[1:])
+    own = lift(values, index.ndim).expand(len(values), *shape)
+    return take(own, index.expand(len(index), *shape))
 
 
 def take(values: Tensor, index: Tensor) -> Tensor:

@@ -11,14 +11,25 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ctgate.controls.base import Control, Curve, Piece, Times, check_side, concrete
-from ctgate.controls.missing import observed_neighbours, rows_at, take
-from ctgate.controls.times import Domain, as_float64, check_times, first_index, rounding_of
+from ctgate.controls.domain import Domain, SampleDomain, check_batch
+from ctgate.controls.missing import entries_at, lift, observed_neighbours, rows_at, take
+from ctgate.controls.times import (
+    as_float64,
+    check_times,
+    count_times,
+    first_index,
+    ranks,
+    repeat_last,
+    rounding_of,
+)
 from ctgate.controls.values import (
     check_finite,
     check_observed,
     check_shapes,
     wrong_length,
 )
+
+_REMEDY = 'stay inside, give it values that reach further, or construct it with extrapolate="hold"'
 
 
 class Observations(NamedTuple):
@@ -29,7 +40,7 @@ class Observations(NamedTuple):
     """
 
     values: tuple[Tensor, ...]
-    times: tuple[float | Tensor, ...]
+    times: tuple[Any, ...]
 
 
 class SampledControl(Control):
@@ -39,15 +50,17 @@ class SampledControl(Control):
     ----------
     ts: times, strictly increasing, shared by all samples ``(time,)`` or per sample ``(time, *batch)``; a
         tensor, array or sequence. Kept as float64. Gradients reach per-sample times, never shared ones.
+        NaN at the end of a sample is padding: that sample has fewer times.
     xs: values ``(time, *batch, channel)``, NaN where missing. Dtype and device are kept. Gradients are
-        exactly zero at missing entries.
+        exactly zero at missing entries. What stands beside the padding of ``ts`` is never read.
     extrapolate: None, an error outside the data, or ``"hold"``, the value at the end; with it an entry whose
         first values are missing is its first observation until then.
     batch_first: ``xs`` is ``(*batch, time, channel)`` and per-sample ``ts`` is ``(*batch, time)``.
 
-    Raises: ValueError or TypeError for times that do not increase, shapes that do not fit, infinite values,
-    missing values at an end without ``extrapolate="hold"``, entries without any value. Where values cannot be
-    looked at, under ``torch.func.vmap``, values are not checked.
+    Raises: ValueError or TypeError for times that do not increase, a sample with too few of them or with NaN
+    between them, shapes that do not fit, infinite values, missing values at an end without
+    ``extrapolate="hold"``, entries without any value. Where values cannot be looked at, under
+    ``torch.func.vmap``, values are not checked.
     """
 
     # How many of the observations (left, right, before) a piece of this class is built from.
@@ -73,7 +86,8 @@ class SampledControl(Control):
         check_shapes(name, times, values, batch_first)
         if batch_first:
             values, times = values.movedim(-2, 0), times.movedim(-1, 0)
-        check_times(times, "ts", self.resolution, batch_first)
+        counts = count_times(times.detach())
+        check_times(times, counts, "ts", self.resolution, batch_first)
         self.shared = times.ndim == 1
         if self.shared and times.requires_grad:
             raise ValueError(
@@ -81,16 +95,21 @@ class SampledControl(Control):
                 "per sample (time, *batch)"
             )
         self._check_length(len(times), len(values), batch_first)
-        check_finite(name, values.detach(), batch_first)
+        self._check_counts(counts)
         self.xs = values
-        edges = self._edges(times) if len(times) == len(values) else times
+        edges = self._edges(times, counts) if len(times) == len(values) else repeat_last(times, counts)
         self.ts = edges.to(values.device)
+        # Where each sample ends: its last row of values, and its last piece.
+        self._last_row = (counts - 1 + len(values) - len(times)).to(values.device)
+        self._last_piece = (self._last_row - int(self._reads > 1)).clamp(min=0)
         self.channels = values.shape[-1]
         self.batch_shape = values.shape[1:-1]
         self._knots: tuple[float, ...] = tuple(self.ts.tolist()) if self.shared else ()
         # One value at one time, held: a single piece that is constant.
         self._pieces = max(len(self.ts) - 1, 1)
-        self._tables = self._missing()
+        real = ranks(len(values), values[0]) <= self._last_row.unsqueeze(-1)
+        check_finite(name, values.detach(), real, batch_first)
+        self._tables = self._missing(real)
         self._cache: tuple[int, tuple[tuple[Tensor, ...], ...]] | None = None
 
     @abc.abstractmethod
@@ -98,12 +117,16 @@ class SampledControl(Control):
         """Raise ValueError when these numbers of times and values do not fit."""
 
     @abc.abstractmethod
-    def _edges(self, ts: Tensor) -> Tensor:
-        """The knots of as many values as there are times."""
+    def _edges(self, ts: Tensor, counts: Tensor) -> Tensor:
+        """The knots of as many values as there are times, ``counts`` of them in each sample."""
 
     @abc.abstractmethod
-    def _curve(self, observations: Observations) -> Curve:
-        """u(t) on the piece, or on many pieces at once, that these observations determine."""
+    def _frame(self, times: tuple[Any, ...]) -> tuple[Any, ...]:
+        """What reading pieces needs to know of the times of their observations."""
+
+    @abc.abstractmethod
+    def _read(self, values: tuple[Tensor, ...], frame: tuple[Any, ...], t: float | Tensor) -> Tensor:
+        """u(t) on the piece, or on many pieces at once, of these observations and this frame."""
 
     @property
     def support(self) -> tuple[float, float]:
@@ -116,16 +139,31 @@ class SampledControl(Control):
 
         Raises: ValueError for per-sample times.
         """
-        self._require_shared("knots")
+        self._require_shared("knots", "sample_knots")
         return self._knots
+
+    @property
+    def sample_support(self) -> tuple[Tensor, Tensor]:
+        """Where each sample is known [time]: its first and last knot, which keep their graph."""
+        low, high = self.ts[0], self.ts[-1]
+        if self._hold:
+            return torch.full_like(low, -torch.inf), torch.full_like(high, torch.inf)
+        return low, high
+
+    @property
+    def sample_knots(self) -> Tensor:
+        """The knots as a tensor, ``(knot, *batch)``, or ``(knot,)`` when they are shared."""
+        return self.ts
 
     def __call__(self, t: Times, side: str = "right") -> Float[Tensor, "*batch channel"]:
         """u(t): ``(*batch, channel)`` at one time, ``(time, *batch, channel)`` at a vector of times.
 
-        At a knot ``side`` chooses the limit; at the ends of the data there is one only. With per-sample times
-        every sample is evaluated at the same ``t``. A vector costs O(time), forward and backward.
+        At a knot ``side`` chooses the limit; at the ends of the data there is one only. One time and a vector
+        are the same for every sample; a ``t`` of more dimensions is ``(time, *batch)``, one time per sample.
+        Many times cost O(time), forward and backward.
 
-        Raises: ValueError for a time outside the support, a ``t`` of more dimensions, another ``side``.
+        Raises: ValueError for a time outside the support, a ``t`` whose batch does not broadcast with the
+        control's, another ``side``.
         """
         check_side(side)
         if self.shared:
@@ -134,9 +172,9 @@ class SampledControl(Control):
                 # One time: the piece is found among floats and built from rows, whose graph is O(1).
                 return self._at(number, side)(t if isinstance(t, Tensor) else number)
         times, _ = as_float64(t, "t")
-        if times.ndim > 1:
-            raise ValueError(f"t has shape {tuple(times.shape)}; it must be one time or a vector (time,)")
-        values = self._at_many(times.reshape(-1).to(self.xs.device), side)
+        check_batch(type(self).__name__, "t", times.shape, self.batch_shape, grows=True)
+        many = lift(times if times.ndim else times.unsqueeze(0), max(1 + len(self.batch_shape), times.ndim))
+        values = self._at_many(many.to(self.xs.device), side, own=times.ndim > 1)
         return values if times.ndim else values[0]
 
     def on(self, start: float, stop: float) -> Piece:
@@ -147,10 +185,45 @@ class SampledControl(Control):
         Raises: ValueError for per-sample times, when start is not before stop, when the interval leaves the
         support or has a knot inside.
         """
-        self._require_shared("on")
+        self._require_shared("on", "on_samples")
         piece = bisect_right(self._knots, self._domain.middle(start, stop)) - 1
         self._domain.check_free(start, stop, self._knots[max(piece, 0) : piece + 2])
         return self._piece(piece)
+
+    def on_samples(self, start: Tensor, stop: Tensor) -> list[Piece]:
+        """u on intervals ``(n, *batch)``, of each sample its own, as n functions of one time per sample.
+
+        The observations of all n come from one gather.
+
+        Raises: ValueError for shapes that do not fit and, naming the sample, when start is after stop, an
+        interval leaves the support or has a knot inside.
+        """
+        start, stop = (end.detach().to(self.ts) for end in (start, stop))
+        middle = self._domains.middles(start, stop, self.batch_shape)
+        low, high = (end.detach() for end in self.sample_support)
+        self._domains.check("start", start, low, high)
+        self._domains.check("stop", stop, low, high)
+        piece = self._find(middle, right=True).unsqueeze(-1)
+        around = (piece, (piece + 1).clamp(max=len(self.ts) - 1))
+        self._domains.check_free(
+            start, stop, [self._times_at(index).detach().squeeze(-1) for index in around]
+        )
+        indices = self._around(piece)
+        if self._hold:
+            # Beyond the data the nearest observation plays every part, which makes a constant.
+            before, after = (middle < self.ts[0]).unsqueeze(-1), (middle > self.ts[-1]).unsqueeze(-1)
+            held = torch.where(before, indices[0], indices[:2][-1])
+            indices = tuple(torch.where(before | after, held, index) for index in indices)
+        rows = entries_at(torch.cat(indices), self.xs).unbind(0)
+        frame = self._frame(tuple(self._times_at(index) for index in indices))
+        frames = zip(*(part.unbind(0) for part in frame), strict=True) if frame else [()] * len(start)
+        return [self._sample_piece(rows[j :: len(start)], part) for j, part in enumerate(frames)]
+
+    def _sample_piece(self, values: tuple[Tensor, ...], frame: tuple[Tensor, ...]) -> Piece:
+        def value(t: float | Tensor) -> Tensor:
+            return self._read(values, frame, t.unsqueeze(-1) if isinstance(t, Tensor) and t.ndim else t)
+
+        return Piece(value, (*values, *(part for part in frame if part.requires_grad)))
 
     def _at(self, t: float, side: str) -> Piece:
         """The piece that one time falls into."""
@@ -174,33 +247,39 @@ class SampledControl(Control):
         held = left if piece < inside else right
         return Piece(lambda t: held.clone(), (held,))
 
-    def _at_many(self, t: Tensor, side: str) -> Tensor:
-        """u at times (time,), in one pass of tensor operations."""
-        first, last = self.ts[0], self.ts[-1]
-        column = t.reshape(-1, *(1,) * first.ndim)
-        slack = (
-            0.0 if self._hold else 2.0 * rounding_of(torch.maximum(first.abs(), last.abs()), self.resolution)
-        )
-        low, high = (-torch.inf, torch.inf) if self._hold else (first - slack, last + slack)
-        place = first_index(~((column >= low) & (column <= high)))
-        if place is not None:
-            raise self._domain.error(float(t[place[0]]), place[1:])
-        at = t.detach()
-        shift = rounding_of(at, self.resolution)
-        piece = self._search(at + shift if side == "right" else at - shift, right=side == "right")
-        piece = piece.clamp(0, self._pieces - 1)
-        inside = column.clamp(min=first, max=last)
-        shape = (len(t), *(self.batch_shape if not self.shared else (1,) * len(self.batch_shape)), 1)
-        return self._curve(self._many_observations(piece.reshape(shape)))(inside.reshape(shape))
+    def _curve(self, observations: Observations) -> Curve:
+        values, frame = observations.values, self._frame(observations.times)
+        return lambda t: self._read(values, frame, t)
 
-    def _search(self, t: Tensor, right: bool) -> Tensor:
-        """Number of the piece of each time, (time,) or (time, *batch)."""
+    def _at_many(self, t: Tensor, side: str, own: bool) -> Tensor:
+        """u at times (n, *batch), each sample's ``own`` or the same for all, in one pass of operations."""
+        at = t.detach()
+        low, high = (end.detach() for end in self.sample_support)
+        if own:
+            self._domains.check("t", at, low, high)
+        else:
+            place = first_index(self._domains.outside(at, low, high))
+            if place is not None:
+                raise self._domain.error(float(at[place[0]].reshape(-1)[0]), () if self.shared else place[1:])
+        shift = rounding_of(at, self.resolution)
+        piece = self._find(at + shift if side == "right" else at - shift, right=side == "right").unsqueeze(-1)
+        indices = self._around(piece)
+        values = rows_at(torch.cat(indices), self.xs).tensor_split(len(indices))
+        observations = Observations(tuple(values), tuple(self._times_at(index) for index in indices))
+        inside = t.clamp(min=self.ts[0], max=self.ts[-1]) if self._hold else t
+        return self._curve(observations)(inside.unsqueeze(-1))
+
+    def _find(self, t: Tensor, right: bool) -> Tensor:
+        """Number of the piece that each of the times (n, *batch) falls into, the nearest one outside."""
         edges = self.ts.detach()
         if self.shared:
-            return torch.searchsorted(edges, t, right=right) - 1
-        edges = edges.movedim(0, -1).contiguous()
-        found = torch.searchsorted(edges, t.expand(*edges.shape[:-1], len(t)).contiguous(), right=right)
-        return found.movedim(-1, 0) - 1
+            found = torch.searchsorted(edges, t.contiguous(), right=right)
+        else:
+            shape = np.broadcast_shapes(t.shape[1:], self.batch_shape)
+            edges = lift(edges, t.ndim).expand(-1, *shape).movedim(0, -1).contiguous()
+            t = t.expand(-1, *shape).movedim(0, -1).contiguous()
+            found = torch.searchsorted(edges, t, right=right).movedim(-1, 0)
+        return torch.minimum((found - 1).clamp(min=0), self._last_piece)
 
     def _observations(self, piece: int) -> Observations:
         """The observations of one piece, from rows that were unbound once."""
@@ -212,20 +291,15 @@ class SampledControl(Control):
         values = tuple(kind[piece] for kind in rows)
         return Observations(values, tuple(self.ts[table[piece]] for table in self._tables))
 
-    def _many_observations(self, piece: Tensor) -> Observations:
-        """The observations of pieces (n, *batch | 1, channel | 1)."""
-        if self._tables is None:
-            last = len(self.xs) - 1
-            around = (piece, (piece + 1).clamp(max=last), (piece - 1).clamp(min=0))[: self._reads]
-        else:
-            around = tuple(rows_at(piece, table) for table in self._tables)
-        values = tuple(rows_at(index, self.xs) for index in around)
-        return Observations(values, tuple(self._times_at(index) for index in around))
+    def _around(self, piece: Tensor) -> tuple[Tensor, ...]:
+        """Which observations pieces (n, *batch, 1) are built from: indices (n, *batch, channel | 1)."""
+        if self._tables is not None:
+            return tuple(rows_at(piece, table) for table in self._tables)
+        following = torch.minimum(piece + 1, self._last_row.unsqueeze(-1))
+        return (piece, following, (piece - 1).clamp(min=0))[: self._reads]
 
     def _times_at(self, index: Tensor) -> Tensor:
-        if self.shared:
-            return self.ts[index]
-        return self.ts.unsqueeze(-1).expand(*self.ts.shape, index.shape[-1]).gather(0, index)
+        return self.ts[index] if self.shared else entries_at(index, self.ts.unsqueeze(-1))
 
     def _rows(self) -> tuple[tuple[Tensor, ...], ...]:
         """The rows of the values, or of each kind of observation, unbound once and for all.
@@ -252,13 +326,14 @@ class SampledControl(Control):
         """Without the rows, whose graph cannot be copied; they are made again where they are needed."""
         return {**self.__dict__, "_cache": None}
 
-    def _missing(self) -> tuple[Tensor, ...] | None:
-        """Which observations each entry of each piece reads; None when every value is there."""
+    def _missing(self, real: Tensor) -> tuple[Tensor, ...] | None:
+        """Which observations each entry of each piece reads; None when every ``real`` value is there."""
         observed = ~self.xs.detach().isnan()
-        if concrete(observed.all()):
+        if concrete((observed | ~real).all()):
             return None
+        observed &= real
         ends: tuple[int, ...] = () if self._hold else (0,) if self._reads == 1 else (0, -1)
-        check_observed(type(self).__name__, observed, self.ts.detach(), ends)
+        check_observed(type(self).__name__, observed, self._last_row, self.ts.detach(), ends)
         return observed_neighbours(observed, self._pieces, self._reads)
 
     def _range(self) -> tuple[float, float]:
@@ -266,19 +341,23 @@ class SampledControl(Control):
             return self._knots[0], self._knots[-1]
         if 0 in self.batch_shape:
             return -float("inf"), float("inf")
-        return float(self.ts[0].max()), float(self.ts[-1].min())
+        low, high = (end.detach() for end in (self.ts[0], self.ts[-1]))
+        return float(low.max()), float(high.min())
 
     @cached_property
     def _domain(self) -> Domain:
-        remedy = 'stay inside, give it values that reach further, or construct it with extrapolate="hold"'
-        return Domain(type(self).__name__, *self.support, self.resolution, remedy)
+        return Domain(type(self).__name__, *self.support, self.resolution, _REMEDY)
 
-    def _require_shared(self, what: str) -> None:
+    @cached_property
+    def _domains(self) -> SampleDomain:
+        return SampleDomain(type(self).__name__, self.resolution, _REMEDY)
+
+    def _require_shared(self, what: str, other: str) -> None:
         if not self.shared:
             raise ValueError(
                 f"{type(self).__name__}.{what}: its times are per sample (time, *batch), and {what} needs "
-                "times shared by all samples (time,): give the union of the grids, with NaN where a sample "
-                "has no value"
+                f"times shared by all samples (time,): use {other}, or give the union of the grids, with NaN "
+                "where a sample has no value"
             )
 
     def _check_one_time_per_value(self, times: int, values: int, batch_first: bool) -> None:
@@ -289,4 +368,14 @@ class SampledControl(Control):
             raise ValueError(
                 f"{name}: ts has one time and xs one value, which leaves nothing to interpolate; give at "
                 'least two, or construct with extrapolate="hold"'
+            )
+
+    def _check_counts(self, counts: Tensor) -> None:
+        fewest = 1 if self._hold and self._reads > 1 else 2
+        sample = first_index(counts < fewest)
+        if sample is not None:
+            remedy = "" if self._reads == 1 else ', or 1 with extrapolate="hold"'
+            raise ValueError(
+                f"{type(self).__name__}: sample {tuple(sample)} of ts has {int(counts[tuple(sample)])} "
+                f"time(s), the others are NaN; it must have at least 2{remedy}"
             )

@@ -1,7 +1,6 @@
 """Times: always float64, strictly increasing, with errors that point at the offending one."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ctgate.controls.base import Times, concrete
+from ctgate.controls.missing import take
 
 FLOAT64_EPS = 2.0**-52
 
@@ -60,16 +60,43 @@ def first_index(condition: Tensor) -> list[int] | None:
     return place
 
 
-def check_times(ts: Tensor, name: str, resolution: float, batch_first: bool = False) -> None:
-    """Raise ValueError unless ``ts`` (time, *batch) is finite and strictly increasing along time."""
+def ranks(count: int, like: Tensor) -> Tensor:
+    """0, 1, ..., count - 1 along the first of 1 + like.ndim dimensions, on the device of ``like``."""
+    return torch.arange(count, device=like.device).reshape(-1, *(1,) * like.ndim)
+
+
+def count_times(ts: Tensor) -> Tensor:
+    """How many times each sample of ``ts`` (time, *batch) has before its padding, a run of NaN at its end.
+
+    Shared times (time,) have no padding: the count is 0-dim.
+    """
+    if ts.ndim == 1:
+        return torch.tensor(len(ts), device=ts.device)
+    return torch.where(ts.isnan(), -1, ranks(len(ts), ts[0])).amax(0) + 1
+
+
+def repeat_last(ts: Tensor, counts: Tensor) -> Tensor:
+    """``ts`` (time, *batch) with each sample's last time in the place of its padding."""
+    return take(ts, torch.minimum(ranks(len(ts), counts), (counts - 1).clamp(min=0)))
+
+
+def check_times(ts: Tensor, counts: Tensor, name: str, resolution: float, batch_first: bool = False) -> None:
+    """Raise ValueError unless ``ts`` (time, *batch) is finite and strictly increasing along time.
+
+    What follows the first ``counts`` times of a sample is padding, all NaN.
+    """
     values = ts.detach()
 
     def named(place: list[int]) -> str:
         return f"{name}{label(place, batch_first)}"
 
-    place = first_index(~values.isfinite())
+    place = first_index(~values.isfinite() & (ranks(len(values), counts) < counts))
     if place is not None:
-        raise ValueError(f"{named(place)} is {values[tuple(place)].item()}; times must be finite")
+        value, sample = values[tuple(place)].item(), tuple(place[1:])
+        gap = f": sample {sample} has later ones, and NaN can only pad the end of a sample"
+        raise ValueError(
+            f"{named(place)} is {value}; times must be finite{gap if sample and value != value else ''}"
+        )
     place = first_index(values[1:] <= values[:-1])
     if place is not None:
         later = [place[0] + 1, *place[1:]]
@@ -78,53 +105,3 @@ def check_times(ts: Tensor, name: str, resolution: float, batch_first: bool = Fa
             f"{named(later)} = {values[tuple(later)].item()} does not exceed "
             f"{named(place)} = {values[tuple(place)].item()}; times must be strictly increasing{came}"
         )
-
-
-@dataclass(frozen=True)
-class Domain:
-    """Where a control is known, and what to say when it is asked elsewhere."""
-
-    name: str
-    low: float
-    high: float
-    resolution: float
-    remedy: str
-    # How far outside a time may be by rounding alone; twice, here and below, since the caller may have
-    # allowed for it once already.
-    slack: float = field(init=False)
-
-    def __post_init__(self) -> None:
-        ends = [end for end in (self.low, self.high) if abs(end) < float("inf")]
-        slack = 2.0 * max((rounding_of(end, self.resolution) for end in ends), default=0.0)
-        object.__setattr__(self, "slack", slack)
-
-    def check(self, t: float) -> None:
-        """Raise ValueError when ``t`` is outside; nan is outside."""
-        if not self.low - self.slack <= t <= self.high + self.slack:
-            raise self.error(t)
-
-    def error(self, t: float, sample: Sequence[int] = ()) -> ValueError:
-        """What to raise for a time outside, in a sample if times differ between samples."""
-        whose = (
-            f", the times common to all samples; sample {tuple(sample)} is not known there" if sample else ""
-        )
-        return ValueError(
-            f"t is {t} and {self.name} is known on [{self.low}, {self.high}]{whose}; {self.remedy}"
-        )
-
-    def middle(self, start: float, stop: float) -> float:
-        """The middle of an interval; ValueError unless start < stop inside the domain."""
-        if not start < stop:
-            raise ValueError(f"{self.name}.on({start}, {stop}): start must be before stop")
-        self.check(start)
-        self.check(stop)
-        return start + 0.5 * (stop - start)
-
-    def check_free(self, start: float, stop: float, neighbours: Sequence[float]) -> None:
-        """Raise ValueError when one of the knots next to the middle lies inside (start, stop)."""
-        slack = 2.0 * rounding_of(max(abs(start), abs(stop)), self.resolution)
-        for knot in neighbours:
-            if start + slack < knot < stop - slack:
-                raise ValueError(
-                    f"{self.name}.on({start}, {stop}): the knot {knot} lies inside; cut it at .knots"
-                )

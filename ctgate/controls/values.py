@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from ctgate.controls.missing import rows_at
 from ctgate.controls.times import first_index, label
 
 
@@ -38,9 +39,9 @@ def wrong_length(name: str, times: int, values: int, needed: str, batch_first: b
     )
 
 
-def check_finite(name: str, xs: Tensor, batch_first: bool) -> None:
-    """Raise ValueError for an infinite value."""
-    place = first_index(xs.isinf())
+def check_finite(name: str, xs: Tensor, real: Tensor, batch_first: bool) -> None:
+    """Raise ValueError for an infinite value where it is ``real``, not padding."""
+    place = first_index(xs.isinf() & real)
     if place is not None:
         raise ValueError(
             f"{name}: xs{label(place, batch_first, 1)} is {xs[tuple(place)].item()}; values must be finite, "
@@ -48,15 +49,19 @@ def check_finite(name: str, xs: Tensor, batch_first: bool) -> None:
         )
 
 
-def check_observed(name: str, observed: Tensor, ts: Tensor, ends: tuple[int, ...]) -> None:
-    """Raise ValueError when an entry has no value at all, or none at one of the ``ends`` (0, -1)."""
+def check_observed(name: str, observed: Tensor, last: Tensor, ts: Tensor, ends: tuple[int, ...]) -> None:
+    """Raise ValueError when an entry has no value at all, or none at one of the ``ends`` (0, -1).
+
+    ``last`` (*batch) is the row at which a sample ends, or one for all.
+    """
     empty = first_index(~observed.any(0))
     if empty is not None:
         raise ValueError(
             f"{name}: {_entry(empty)} has no value at all, every one is NaN; leave it out or fill it in"
         )
     for end in ends:
-        entry = first_index(~observed[end])
+        row = rows_at(last.reshape(1, *last.shape, *(1,) * (observed.ndim - 1 - last.ndim)), observed)[0]
+        entry = first_index(~(row if end else observed[0]))
         if entry is None:
             continue
         rank = int(observed.movedim(0, -1)[tuple(entry)].nonzero()[end])

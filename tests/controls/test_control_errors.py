@@ -202,8 +202,6 @@ def test_arguments_of_a_call(make):
     control = make([0.0, 1.0, 2.0], zeros(3, 1))
     with pytest.raises(ValueError, match='side is \'middle\'; it must be "left" or "right"'):
         control(0.5, "middle")
-    with pytest.raises(ValueError, match=r"t has shape \(1, 2\); it must be one time or a vector \(time,\)"):
-        control([[0.0, 1.0]])
     with pytest.raises(TypeError, match="t has dtype <U1; times must be real numbers"):
         control("a")
     with pytest.raises(ValueError, match="extrapolate is 'linear'; it must be None or \"hold\""):
