@@ -12,13 +12,8 @@ import pytest
 import torch
 
 import ctgate as ct
-from tests.reference.compare import by_ctgate, by_scipy
+from tests.reference.compare import LIMITS, MEDIAN, TIMES, by_ctgate, by_scipy
 from tests.reference.detest import PROBLEMS, SPAN, Problem
-
-# Largest ratio of the errors at each tolerance: loose ones leave the controllers a few steps to differ in.
-LIMITS = {1e-3: 8.0, 1e-6: 3.0, 1e-9: 4.0}
-MEDIAN = 2.0
-TIMES = np.arange(1.0, 21.0)
 
 every_problem = pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.name)
 
