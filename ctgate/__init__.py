@@ -4,6 +4,8 @@ __version__ = "0.1.0"
 
 from ctgate import convergence
 from ctgate.algorithms import (
+    BDF,
+    LSODA,
     RK4,
     Bosh3,
     Dopri5,
@@ -13,6 +15,9 @@ from ctgate.algorithms import (
     ExponentialMidpoint,
     Heun,
     Midpoint,
+    Radau,
+    Rosenbrock23,
+    Tsit5,
 )
 from ctgate.controls import Control, CubicHermite, FunctionControl, LinearInterpolation, ZeroOrderHold
 from ctgate.fields import (
@@ -35,7 +40,9 @@ from ctgate.solve import solve
 from ctgate.storage import load
 
 __all__ = [
+    "BDF",
     "GRU",
+    "LSODA",
     "LSTM",
     "LTC",
     "RK4",
@@ -58,11 +65,14 @@ __all__ = [
     "Midpoint",
     "MultiGate",
     "ODEProblem",
+    "Radau",
     "ReturnCode",
+    "Rosenbrock23",
     "ScalarGate",
     "Solution",
     "SolveError",
     "Stack",
+    "Tsit5",
     "VectorField",
     "ZeroOrderHold",
     "convergence",

@@ -19,7 +19,8 @@ class Algorithm:
     """Base of all integration methods.
 
     ``order`` is the order of the global error, ``adaptive`` says whether the method chooses its steps
-    from tolerances; the continuous extension that ``sol(t)`` uses has error O(dt^(dense_order + 1)).
+    from tolerances, ``stiff`` whether steps may be long against the fastest time constant; the continuous
+    extension that ``sol(t)`` uses has a local error O(dt^(dense_order + 1)).
     """
 
     order: ClassVar[int]
@@ -118,27 +119,66 @@ class RK4(FixedStepAlgorithm):
 
 
 @dataclass(frozen=True)
-class Bosh3(AdaptiveAlgorithm):
-    """Bogacki-Shampine 3(2), FSAL, on torchdiffeq. For loose tolerances, above about 1e-3.
+class NativeAdaptiveAlgorithm(AdaptiveAlgorithm):
+    """An adaptive method on the native loop.
+
+    Parameters: those of every adaptive method, and ``per_sample``. With False the whole batch takes one
+    sequence of steps, chosen for its worst sample. With True every sample takes the steps that it would take
+    alone: a sample that fails gets its own return code and disturbs no other, and results do not depend on
+    what else is in the batch, at the cost of a look-up of time and input per sample. None chooses True
+    where the samples have times of their own, which needs it, and False elsewhere.
+    """
+
+    # The order of the error estimate, which sets how a step's size follows from it: dt^error_order.
+    error_order: ClassVar[int]
+    per_sample: bool | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.per_sample not in (None, True, False):
+            raise TypeError(
+                f"{type(self).__name__}(per_sample=...): per_sample is {self.per_sample!r}; it must be True, "
+                "False or None"
+            )
+
+
+@dataclass(frozen=True)
+class Bosh3(NativeAdaptiveAlgorithm):
+    """Bogacki-Shampine 3(2), four stages, FSAL, continuous extension of order 3. For loose tolerances, above
+    about 1e-3.
 
     P. Bogacki and L. F. Shampine, Appl. Math. Lett. 2 (1989) 321.
     """
 
     order: ClassVar[int] = 3
     dense_order: ClassVar[int] = 3
-    method: ClassVar[str] = "bosh3"
+    error_order: ClassVar[int] = 3
 
 
 @dataclass(frozen=True)
-class Dopri5(AdaptiveAlgorithm):
-    """Dormand-Prince 5(4), FSAL, on torchdiffeq. The default.
+class Dopri5(NativeAdaptiveAlgorithm):
+    """Dormand-Prince 5(4), seven stages, FSAL, continuous extension of order 4. The default.
 
-    J. R. Dormand and P. J. Prince, J. Comput. Appl. Math. 6 (1980) 19.
+    J. R. Dormand and P. J. Prince, J. Comput. Appl. Math. 6 (1980) 19; for the extension E. Hairer, S. P.
+    Norsett, G. Wanner, Solving Ordinary Differential Equations I, section II.6.
     """
 
     order: ClassVar[int] = 5
-    dense_order: ClassVar[int] = 5
-    method: ClassVar[str] = "dopri5"
+    dense_order: ClassVar[int] = 4
+    error_order: ClassVar[int] = 5
+
+
+@dataclass(frozen=True)
+class Tsit5(NativeAdaptiveAlgorithm):
+    """Tsitouras 5(4), seven stages, FSAL, continuous extension of order 4. As Dopri5, with smaller error
+    constants on many problems.
+
+    Ch. Tsitouras, Comput. Math. Appl. 62 (2011) 770.
+    """
+
+    order: ClassVar[int] = 5
+    dense_order: ClassVar[int] = 4
+    error_order: ClassVar[int] = 5
 
 
 @dataclass(frozen=True)
@@ -150,7 +190,64 @@ class Dopri8(AdaptiveAlgorithm):
 
     order: ClassVar[int] = 8
     dense_order: ClassVar[int] = 7
-    method: ClassVar[str] = "dopri8"
+
+
+@dataclass(frozen=True)
+class Rosenbrock23(NativeAdaptiveAlgorithm):
+    """Modified Rosenbrock 2(3) pair, L-stable, with the field's analytic Jacobian; continuous extension of
+    order 2. For stiff problems at moderate tolerances, differentiable like every native method.
+
+    L. F. Shampine and M. W. Reichelt, SIAM J. Sci. Comput. 18 (1997) 1.
+    """
+
+    order: ClassVar[int] = 2
+    dense_order: ClassVar[int] = 2
+    error_order: ClassVar[int] = 3
+    stiff: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class ScipyAlgorithm(AdaptiveAlgorithm):
+    """A stiff method of scipy's, given the field's analytic Jacobian; every sample is integrated on its own.
+
+    It runs on the CPU in float64 and outside autograd: where a gradient is wanted, ``solve`` raises.
+    """
+
+    stiff: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class Radau(ScipyAlgorithm):
+    """Implicit Runge-Kutta, Radau IIA of order 5, scipy's. For stiff problems at tight tolerances.
+
+    E. Hairer and G. Wanner, Solving Ordinary Differential Equations II, section IV.8.
+    """
+
+    order: ClassVar[int] = 5
+    dense_order: ClassVar[int] = 3
+
+
+@dataclass(frozen=True)
+class BDF(ScipyAlgorithm):
+    """Backward differentiation formulas of order 1 to 5 with quasi-constant steps, scipy's.
+
+    L. F. Shampine and M. W. Reichelt, SIAM J. Sci. Comput. 18 (1997) 1.
+    """
+
+    order: ClassVar[int] = 5
+    dense_order: ClassVar[int] = 5
+
+
+@dataclass(frozen=True)
+class LSODA(ScipyAlgorithm):
+    """Adams and BDF methods with automatic switching between them (ODEPACK), scipy's. For problems that are
+    stiff in places.
+
+    L. Petzold, SIAM J. Sci. Stat. Comput. 4 (1983) 136.
+    """
+
+    order: ClassVar[int] = 5
+    dense_order: ClassVar[int] = 5
 
 
 ALGORITHMS: dict[str, type[Algorithm]] = {
@@ -164,6 +261,11 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
         RK4,
         Bosh3,
         Dopri5,
+        Tsit5,
         Dopri8,
+        Rosenbrock23,
+        Radau,
+        BDF,
+        LSODA,
     )
 }

@@ -1,14 +1,22 @@
-"""The state between accepted steps: Hermite interpolation from states and derivatives at the nodes."""
+"""The state between accepted steps: Hermite interpolation, and what a method knows beyond it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ctgate.controls.times import FLOAT64_EPS, rounding_of
+from ctgate.algorithms import Algorithm, Rosenbrock23
 from ctgate.guard import Unchanged
+from ctgate.integrators.dynamics import Dynamics, beside
+from ctgate.integrators.grid import NoInput, Step
+from ctgate.integrators.recorder import Stats
+from ctgate.integrators.rosenbrock import rosenbrock23_slopes
+from ctgate.integrators.runge_kutta import Tableau, combine
+from ctgate.integrators.steppers import TABLEAUS
 from ctgate.problem import ODEProblem
 
 # Where further derivatives are taken, by the order of the extension: sets whose linear systems are well
@@ -16,7 +24,6 @@ from ctgate.problem import ODEProblem
 _PLACES = {
     3: (),
     4: ((3.0 - 3.0**0.5) / 6.0,),
-    5: (0.2, 0.8),
     7: (0.1, 0.3, 0.7, 0.9),
 }
 
@@ -30,7 +37,8 @@ class Slopes(NamedTuple):
 
 
 class Ends(NamedTuple):
-    """Times (float64) and states at the two ends of m steps, ``(m,)`` and ``(m, *batch, state)``."""
+    """Times (float64) and states at the two ends of m steps, ``(m,)`` and ``(m, *batch, state)``; where samples
+    have times of their own ``(m, *batch)``. A step without length stands still."""
 
     start: Tensor
     stop: Tensor
@@ -39,7 +47,12 @@ class Ends(NamedTuple):
 
     def column(self, t: Tensor) -> Tensor:
         """Per-step numbers, shaped and typed to multiply states."""
-        return t.to(self.left.dtype).reshape(-1, *(1,) * (self.left.ndim - 1))
+        return t.to(self.left.dtype).reshape(*t.shape, *(1,) * (self.left.ndim - t.ndim))
+
+    def fraction(self, t: Tensor) -> Tensor:
+        """Where in its step each time is, from 0 to 1."""
+        size = self.stop - self.start
+        return (t - self.start) / torch.where(size > 0.0, size, 1.0)
 
 
 def _cubic(ends: Ends, slopes: Slopes, theta: Tensor) -> Tensor:
@@ -65,24 +78,72 @@ def interpolate(ends: Ends, slopes: Slopes, t: Tensor) -> Tensor:
 
     Without bubbles the error is :math:`O(dt^4)`, with k of them :math:`O(dt^{4+k})`. Exact at the ends.
     """
-    theta = ends.column((t - ends.start) / (ends.stop - ends.start))
+    theta = ends.column(ends.fraction(t))
     state = _cubic(ends, slopes, theta)
     for power, coefficient in enumerate(slopes.bubbles):
         state = state + coefficient * (theta * (1.0 - theta)) ** 2 * (2.0 * theta - 1.0) ** power
     return state
 
 
-def slopes_of_steps(prob: ODEProblem, ends: Ends, order: int) -> Slopes:
+def slopes_of_steps(prob: ODEProblem, ends: Ends, alg: Algorithm) -> Slopes:
+    """Slopes and bubbles of steps that ``alg`` took: its own continuous extension where it has one, otherwise
+    Hermite interpolation of order ``alg.dense_order``.
+
+    The input is taken from inside the step on both sides, so jumps at knots do not leak in.
+    """
+    if isinstance(alg, Rosenbrock23):
+        return _rosenbrock_slopes(prob, ends)
+    tableau = TABLEAUS.get(type(alg))
+    if tableau is not None and tableau.bubble:
+        return _stage_slopes(prob, ends, tableau)
+    return _bootstrapped_slopes(prob, ends, _PLACES[alg.dense_order])
+
+
+def _stage_slopes(prob: ODEProblem, ends: Ends, tableau: Tableau) -> Slopes:
+    """The stages of all steps taken again, side by side; the last one is dh/dt at the end."""
+    size = ends.stop - ends.start
+    slopes = [derivatives(prob, ends.start, ends.left, "right")]
+    for node, row in zip(tableau.c[1:-1], tableau.a[1:-1], strict=True):
+        h = ends.left + ends.column(size) * combine(row, slopes)
+        inside = node < 1.0
+        t = ends.start + node * size if inside else ends.stop
+        slopes.append(derivatives(prob, t, h, "right" if inside else "left"))
+    slopes.append(derivatives(prob, ends.stop, ends.right, "left"))
+    bubble = ends.column(size) * combine(tableau.bubble, slopes)
+    return Slopes(slopes[0], slopes[-1], bubble[None])
+
+
+def _rosenbrock_slopes(prob: ODEProblem, ends: Ends) -> Slopes:
+    """Step by step, since each has a linear system of its own."""
+    dynamics = Dynamics(prob, Stats("Rosenbrock23", "native", ""))
+    pairs = [
+        rosenbrock23_slopes(dynamics, step, h)
+        for step, h in zip(_as_steps(prob, ends), ends.left.unbind(0), strict=True)
+    ]
+    left, right = (torch.stack(side) for side in zip(*pairs, strict=True))
+    return Slopes(left, right, left.new_empty(0, *left.shape))
+
+
+def _as_steps(prob: ODEProblem, ends: Ends) -> list[Step]:
+    control = prob.control
+    if ends.start.ndim == 1 and not prob.per_sample:
+        pairs = list(zip(ends.start.tolist(), ends.stop.tolist(), strict=True))
+        return [Step(a, b, b - a, NoInput() if control is None else control.on(a, b)) for a, b in pairs]
+    start, stop = ends.start.detach(), ends.stop.detach()
+    inputs = [NoInput()] * len(start) if control is None else control.on_samples(start, stop)
+    parts = zip(ends.start.unbind(0), ends.stop.unbind(0), inputs, strict=True)
+    return [Step(a, b, b - a, u) for a, b, u in parts]
+
+
+def _bootstrapped_slopes(prob: ODEProblem, ends: Ends, places: tuple[float, ...]) -> Slopes:
     """Evaluate the field at both ends of each step and, beyond the cubic, at k places inside, k times over.
 
     The derivatives inside come from the interpolant so far; its error enters the next one times dt, so each
     round gains an order, until k bubbles are used up (W. H. Enright, K. R. Jackson, S. P. Norsett,
-    P. G. Thomsen, ACM Trans. Math. Softw. 12 (1986) 193). The input is taken from inside the step on both
-    sides, so jumps at knots do not leak in.
+    P. G. Thomsen, ACM Trans. Math. Softw. 12 (1986) 193).
     """
     left = derivatives(prob, ends.start, ends.left, "right")
     right = derivatives(prob, ends.stop, ends.right, "left")
-    places = _PLACES[order]
     slopes = Slopes(left, right, left.new_empty(0, *left.shape))
     size = ends.stop - ends.start
     inverse = _bubble_slopes_inverse(places)
@@ -130,14 +191,28 @@ def _evaluate(prob: ODEProblem, method: str, ts: Tensor, hs: Tensor, side: str) 
             us = prob.control(ts, side)
             us = us.reshape(len(ts), *(1,) * (hs.ndim - us.ndim), *us.shape[1:])
         return prob.call(method, 0.0, hs, us)  # type: ignore[no-any-return]
-    control = prob.control
+    us = [None] * len(ts) if prob.control is None else prob.control(ts, side).unbind(0)
     rows = [
-        prob.call(method, t, h, None if control is None else control(t, side))
-        for t, h in zip(ts.unbind(0), hs.unbind(0), strict=True)
+        prob.call(method, beside(t), h, u)
+        for t, h, u in zip(ts.unbind(0), hs.unbind(0), us, strict=True)
     ]
     if isinstance(rows[0], dict):
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
     return torch.stack(rows)
+
+
+class Extension(Protocol):
+    """The continuous extension of a solution, a function of time."""
+
+    @property
+    def span(self) -> tuple[Tensor, Tensor]:
+        """Where it is known: two times, 0-dim or per sample ``(*batch)``."""
+
+    def __call__(self, t: Tensor) -> Tensor:
+        """States ``(time, *batch, state)`` at times ``(time,)`` or ``(time, *batch)`` inside the span."""
+
+
+SlopesOf = Callable[[Ends, Tensor], Slopes]
 
 
 @dataclass(frozen=True)
@@ -145,27 +220,45 @@ class Dense:
     """The continuous extension of a solution: accepted nodes and the slopes of the steps between them.
 
     ``ts`` (node,) float64, ``hs`` (node, *batch, state); ``slopes(ends, which)`` gives the slopes of the
-    steps numbered by ``which``.
+    steps numbered by ``which`` (m,). Where samples have steps of their own ``ts`` is (node, *batch), a sample
+    with fewer of them repeats its last node, and ``which`` is (m, *batch).
     """
 
     ts: Tensor
     hs: Tensor
-    slopes: Callable[[Ends, Tensor], Slopes]
+    slopes: SlopesOf
+
+    @property
+    def span(self) -> tuple[Tensor, Tensor]:
+        """The first and the last node."""
+        return self.ts[0], self.ts[-1]
 
     def ends(self, which: Tensor) -> Ends:
         """The two ends of the steps numbered by ``which``."""
-        return Ends(self.ts[which], self.ts[which + 1], self.hs[which], self.hs[which + 1])
+        return Ends(*(take_nodes(nodes, which + k) for nodes in (self.ts, self.hs) for k in (0, 1)))
 
     def all_slopes(self) -> Slopes:
         """The slopes of every step, to be stored in a file."""
         which = torch.arange(len(self.ts) - 1, device=self.ts.device)
+        which = which.reshape(-1, *(1,) * (self.ts.ndim - 1)).expand(-1, *self.ts.shape[1:])
         return self.slopes(self.ends(which), which)
 
     def __call__(self, t: Tensor) -> Tensor:
-        """States at times ``t`` (time,), each inside the nodes' range."""
+        """States at times ``t`` (time,) or, per sample, (time, *batch), each inside the nodes' range."""
         if len(self.ts) == 1:
             return self.hs.expand(len(t), *self.hs.shape[1:])
-        step = (torch.searchsorted(self.ts, t, right=True) - 1).clamp(0, len(self.ts) - 2)
+        if t.ndim > 1 and self.ts.ndim == 1:
+            batch = self.hs.shape[1:-1]
+            ts = self.ts.reshape(-1, *(1,) * len(batch)).expand(-1, *batch)
+            return Dense(ts, self.hs, self.slopes)(t.expand(len(t), *batch))
+        nodes = self.ts.detach().movedim(0, -1).contiguous()
+        t = t.reshape(len(t), *t.shape[1:], *(1,) * (self.ts.ndim - t.ndim))
+        at = t.detach().expand(len(t), *self.ts.shape[1:])
+        found = torch.searchsorted(nodes, at.movedim(0, -1).contiguous(), right=True).movedim(-1, 0)
+        step = (found - 1).clamp(0, len(self.ts) - 2)
+        if step.ndim > 1:
+            ends = self.ends(step)
+            return interpolate(ends, self.slopes(ends, step), t)
         used, back = torch.unique(step, return_inverse=True)
         ends = self.ends(used)
         slopes = self.slopes(ends, used)
@@ -176,7 +269,15 @@ class Dense:
         )
 
 
-def live_dense(prob: ODEProblem, order: int, ts: Tensor, hs: Tensor, unchanged: Unchanged) -> Dense:
+def take_nodes(nodes: Tensor, which: Tensor) -> Tensor:
+    """Rows of ``nodes`` (node, *batch, ...) by number, the same for all samples (m,) or not (m, *batch)."""
+    if which.ndim == 1:
+        return nodes[which]
+    index = which.reshape(*which.shape, *(1,) * (nodes.ndim - which.ndim))
+    return nodes.gather(0, index.expand(len(which), *nodes.shape[1:]))
+
+
+def live_dense(prob: ODEProblem, alg: Algorithm, ts: Tensor, hs: Tensor, unchanged: Unchanged) -> Dense:
     """Dense output that evaluates the field when it is asked, only on the steps that are asked for.
 
     Raises (when called): RuntimeError if a tensor was changed since the solve, since the slopes would then
@@ -185,6 +286,16 @@ def live_dense(prob: ODEProblem, order: int, ts: Tensor, hs: Tensor, unchanged: 
 
     def slopes(ends: Ends, which: Tensor) -> Slopes:
         unchanged.check("sol(t)", "call sol(t) before the update, or solve with saveat=...")
-        return slopes_of_steps(prob, ends, order)
+        return slopes_of_steps(prob, ends, alg)
 
     return Dense(ts, hs, slopes)
+
+
+def at_saves(extension: Extension, saves: Tensor) -> Tensor:
+    """States ``(time, *batch, state)`` at times per sample ``(time, *batch)``; NaN where a time is NaN or lies
+    beyond what the sample reached."""
+    _, stop = extension.span
+    beyond = saves > stop + rounding_of(stop.detach(), FLOAT64_EPS)
+    known = ~(saves.isnan() | beyond).unsqueeze(-1)
+    states = extension(torch.where(known.squeeze(-1), saves, stop))
+    return states if bool(known.all()) else torch.where(known, states, torch.nan)

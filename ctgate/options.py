@@ -9,9 +9,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ctgate.algorithms import ALGORITHMS, Algorithm, Bosh3, Dopri5
-from ctgate.controls.times import as_float64, rounding_of
+from ctgate.algorithms import (
+    ALGORITHMS,
+    Algorithm,
+    Bosh3,
+    Dopri5,
+    NativeAdaptiveAlgorithm,
+    ScipyAlgorithm,
+)
+from ctgate.controls.times import as_float64, first_index, rounding_of
+from ctgate.fields.base import broadcasts_to
+from ctgate.integrators.dynamics import beside
 from ctgate.integrators.grid import time_resolution
+from ctgate.integrators.torchdiffeq import TorchdiffeqAlgorithm
 from ctgate.problem import ODEProblem
 from ctgate.sensealg import BacksolveAdjoint, DiscreteAdjoint, SensitivityAlgorithm
 
@@ -32,18 +42,74 @@ def choose_algorithm(alg: object, rtol: float | None) -> tuple[Algorithm, str]:
     return alg, ""
 
 
-def check_sensealg(sensealg: object, alg: Algorithm) -> SensitivityAlgorithm:
+def check_sensealg(sensealg: object, alg: Algorithm, prob: ODEProblem) -> SensitivityAlgorithm:
     """The sensitivity algorithm, by default the discrete adjoint."""
     if sensealg is None:
         return DiscreteAdjoint()
     if not isinstance(sensealg, DiscreteAdjoint | BacksolveAdjoint):
         raise TypeError(f"sensealg is {sensealg!r}; it must be ct.DiscreteAdjoint() or ct.BacksolveAdjoint()")
-    if isinstance(sensealg, BacksolveAdjoint) and not alg.adaptive:
-        raise ValueError(
-            f"sensealg is BacksolveAdjoint() and alg is {alg}; backsolve needs an adaptive method: "
-            "Bosh3(), Dopri5() or Dopri8()"
-        )
+    if isinstance(sensealg, BacksolveAdjoint):
+        if not isinstance(alg, TorchdiffeqAlgorithm):
+            raise ValueError(
+                f"sensealg is BacksolveAdjoint() and alg is {alg}; backsolve needs an adaptive method of "
+                "torchdiffeq's: Bosh3(), Dopri5() or Dopri8()"
+            )
+        if prob.per_sample or getattr(alg, "per_sample", False):
+            raise ValueError(
+                "sensealg is BacksolveAdjoint() and samples take steps of their own; backsolve integrates one "
+                "batch on one clock: use DiscreteAdjoint()"
+            )
     return sensealg
+
+
+def first_arguments(prob: ODEProblem) -> tuple[float | Tensor, Tensor | None]:
+    """Time and input at the start of the span, as the field gets them."""
+    control = prob.control
+    if not prob.per_sample:
+        return prob.span[0], None if control is None else control(prob.span[0])
+    start = prob.sample_spans()[0]
+    return beside(start), None if control is None else control(start[None])[0]
+
+
+def refuse_gradients(prob: ODEProblem, alg: ScipyAlgorithm) -> None:
+    """Raise ValueError where a gradient would have to pass scipy's steps.
+
+    It is asked of a field evaluated once: parameters, captured tensors, input, state and times that require
+    grad show there.
+    """
+    if not torch.is_grad_enabled():
+        return
+    wanted = [name for name, value in prob.named_parameters().items() if value.requires_grad]
+    if prob.h0.requires_grad:
+        wanted.insert(0, "h0")
+    t, u = first_arguments(prob)
+    if u is not None and u.requires_grad:
+        wanted.append("the control")
+    if not wanted and prob.call("forward", t, prob.h0, u).requires_grad:
+        wanted.append("a tensor that the field captures")
+    if wanted:
+        raise ValueError(
+            f"alg is {alg} and {wanted[0]} requires grad; no gradient passes through scipy's steps: solve "
+            "under torch.no_grad(), or use Rosenbrock23(), which is stiff and differentiable"
+        )
+
+
+def check_clock(alg: Algorithm, prob: ODEProblem) -> bool:
+    """Whether every sample takes steps of its own; raises ValueError where the method cannot."""
+    if isinstance(alg, ScipyAlgorithm):
+        return True
+    if isinstance(alg, NativeAdaptiveAlgorithm):
+        if prob.per_sample and alg.per_sample is False:
+            raise ValueError(
+                f"alg is {alg} and samples have times of their own; per_sample must be True or None"
+            )
+        return prob.per_sample or bool(alg.per_sample)
+    if prob.per_sample and alg.adaptive:
+        raise ValueError(
+            f"alg is {alg} and samples have times of their own; it integrates one batch on one clock: use "
+            "Dopri5(), Tsit5(), Rosenbrock23() or a fixed-step method"
+        )
+    return prob.per_sample
 
 
 def _check_tolerance(name: str, value: object, alg: Algorithm) -> None:
@@ -88,19 +154,60 @@ def _snapped(t: float, tspan: tuple[float, float], eps: float) -> float:
 
 def check_saveat(
     saveat: Sequence[float] | Tensor | np.ndarray[Any, np.dtype[Any]], prob: ODEProblem
-) -> list[float]:
-    """The saved times as floats, the ends of tspan snapped to where they are off by rounding only."""
+) -> list[float] | Tensor:
+    """The saved times: floats, or, where they differ between samples, a float64 tensor ``(time, *batch)``.
+
+    The ends of tspan are snapped to where a time is off by rounding only.
+    """
     times, eps = as_float64(saveat, "saveat")
-    if times.ndim != 1 or len(times) == 0:
+    if times.ndim == 0 or len(times) == 0:
         raise ValueError(
-            f"saveat has shape {tuple(times.shape)}; it must be a list of at least one time, (time,)"
+            f"saveat has shape {tuple(times.shape)}; it must be a list of at least one time, (time,), or "
+            "times per sample (time, *batch)"
         )
-    start, stop = prob.tspan
     eps = max(eps, time_resolution(prob.control))
-    saves = [_snapped(t, prob.tspan, eps) for t in times.detach().cpu().tolist()]
+    if times.ndim > 1 or prob.per_sample or times.requires_grad:
+        return _check_sample_saves(times.to(prob.h0.device), eps, prob)
+    start, stop = prob.span
+    saves = [_snapped(t, prob.span, eps) for t in times.cpu().tolist()]
     for number, t in enumerate(saves):
         if not start <= t <= stop:
             raise ValueError(f"saveat[{number}] is {t}; it must be inside tspan, {prob.tspan}")
         if number and t <= saves[number - 1]:
             raise ValueError(f"saveat[{number}] is {t} after {saves[number - 1]}; the times must increase")
     return saves
+
+
+def _check_sample_saves(times: Tensor, eps: float, prob: ODEProblem) -> Tensor:
+    """Times for every sample, increasing until they are NaN: no time is wanted from there on."""
+    batch = prob.h0.shape[:-1]
+    if times.ndim == 1:
+        times = times.reshape(-1, *(1,) * len(batch))
+    if not broadcasts_to(times.shape[1:], batch):
+        raise ValueError(
+            f"saveat has shape {tuple(times.shape)}; it must be (time,) or (time, *batch) with the batch shape "
+            f"of h0, {tuple(batch)}"
+        )
+    times = times.expand(len(times), *batch)
+    start, stop = (t.detach() for t in prob.sample_spans())
+    values = times.detach()
+    near_start = (values - start).abs() <= rounding_of(start, eps)
+    near_stop = (values - stop).abs() <= rounding_of(stop, eps)
+    snapped = torch.where(near_stop, stop, torch.where(near_start, start, values))
+    outside = first_index((snapped < start) | (snapped > stop) | snapped.isinf())
+    if outside is not None:
+        sample = tuple(outside[1:])
+        raise ValueError(
+            f"saveat{outside} is {snapped[tuple(outside)].item()}; it must be inside the tspan of sample "
+            f"{sample}, ({start[sample].item()}, {stop[sample].item()})"
+        )
+    later, earlier = snapped[1:], snapped[:-1]
+    wrong = first_index((later <= earlier) | (earlier.isnan() & ~later.isnan()))
+    if wrong is not None:
+        place = (wrong[0] + 1, *wrong[1:])
+        raise ValueError(
+            f"saveat{list(place)} is {snapped[place].item()} after {snapped[tuple(wrong)].item()}; the times of "
+            "each sample must increase, and NaN may follow where it has no more"
+        )
+    # The value of the snapped times, with the gradient of those that came.
+    return snapped + (times - values) if times.requires_grad else snapped

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from ctgate.controls import Control
 from ctgate.controls.base import concrete
-from ctgate.controls.times import rounding_of
+from ctgate.controls.times import as_float64, first_index, rounding_of
 from ctgate.fields import VectorField
 from ctgate.fields.base import broadcasts_to
 
@@ -37,7 +37,9 @@ class ODEProblem:
     ----------
     field: a :class:`ctgate.VectorField`; wrap a plain function ``fn(t, h, u)`` in :class:`ctgate.Field`.
     h0: initial state, ``(*batch, state)``, finite.
-    tspan: ``(t0, t1)`` in the units of the field's tau, ``t0 < t1``, inside the control's support.
+    tspan: ``(t0, t1)`` in the units of the field's tau, ``t0 < t1``, inside the control's support. Two floats
+        that all samples share, or a span for every sample: tensors that broadcast to ``batch`` (kept as
+        float64; one that requires grad is per sample too), where ``t0 == t1`` is a sample that stays at h0.
     control: a :class:`ctgate.Control` with values ``(*batch, channel)`` at each time; its batch may
         broadcast against that of ``h0``. None for a field without input.
     parameters: values in place of ``field.named_parameters()``, a dict in their names (any subset), so that
@@ -50,7 +52,7 @@ class ODEProblem:
 
     field: VectorField
     h0: Float[Tensor, "*batch state"]
-    tspan: tuple[float, float]
+    tspan: tuple[float, float] | tuple[Float[Tensor, "*#batch"], Float[Tensor, "*#batch"]]
     control: Control | None = None
     parameters: Mapping[str, Tensor] | None = None
 
@@ -65,8 +67,8 @@ class ODEProblem:
                 f"control is {type(self.control).__name__}; it must be a ctgate control such as "
                 "ct.ZeroOrderHold(ts, xs)"
             )
-        object.__setattr__(self, "tspan", _checked_span(self.tspan))
         self._check_state()
+        object.__setattr__(self, "tspan", self._checked_span())
         self._check_parameters()
         self._check_control()
 
@@ -118,21 +120,11 @@ class ODEProblem:
                     f"control is None and the field takes {size} input channels; give a ct.Control"
                 )
             return
-        if not self.control.shared:
-            raise ValueError(
-                "control has per-sample times (time, *batch); solve integrates one span of time that all "
-                "samples share: give shared times (time,), for instance the union of the grids with NaN "
-                "where a sample has no value"
-            )
-        start, stop = self.tspan
-        low, high = self.control.support
-        early = start < low - rounding_of(start, self.control.resolution)
-        if early or stop > high + rounding_of(stop, self.control.resolution):
-            raise ValueError(
-                f"tspan is {self.tspan} and the control is known on [{low}, {high}]; tspan must lie inside, "
-                'or give the control extrapolate="hold"'
-            )
-        u = self.control(max(start, low))
+        self._check_support(self.control)
+        if self.per_sample:
+            u = self.control(self.sample_spans()[0].detach()[None])[0]
+        else:
+            u = self.control(max(self.span[0], self.control.support[0]))
         if u.ndim == 0 or (size is not None and u.shape[-1] != size):
             raise ValueError(
                 f"control gives values of shape {tuple(u.shape)}; the field takes (*batch, {size})"
@@ -156,15 +148,89 @@ class ODEProblem:
         """The parameters in force: the field's own, with ``parameters`` in their place."""
         return {**dict(self.field.named_parameters()), **(self.parameters or {})}
 
+    @property
+    def per_sample(self) -> bool:
+        """Whether samples have times of their own, in the control or in tspan."""
+        return isinstance(self.tspan[0], Tensor) or (self.control is not None and not self.control.shared)
 
-def _checked_span(tspan: object) -> tuple[float, float]:
-    try:
-        start, stop = (float(t) for t in tspan)  # type: ignore[attr-defined]
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"tspan is {tspan!r}; it must be a pair of times (t0, t1)") from error
-    if not (math.isfinite(start) and math.isfinite(stop) and start < stop):
-        raise ValueError(f"tspan is ({start}, {stop}); it must be finite with t0 < t1")
-    return start, stop
+    @property
+    def span(self) -> tuple[float, float]:
+        """tspan as two floats that all samples share."""
+        start, stop = self.tspan
+        assert not isinstance(start, Tensor)
+        assert not isinstance(stop, Tensor)
+        return start, stop
+
+    def sample_spans(self) -> tuple[Tensor, Tensor]:
+        """tspan of every sample, two float64 tensors ``(*batch)``, with their graph."""
+        like = {"dtype": torch.float64, "device": self.h0.device}
+        start, stop = (torch.as_tensor(t, **like).expand(self.h0.shape[:-1]) for t in self.tspan)  # type: ignore[call-overload]
+        return start, stop
+
+    def _checked_span(self) -> tuple[float, float] | tuple[Tensor, Tensor]:
+        pair = self.tspan
+        if not isinstance(pair, Sequence) or len(pair) != 2:
+            raise TypeError(f"tspan is {pair!r}; it must be a pair of times (t0, t1)")
+        if any(isinstance(t, Tensor) and (t.ndim > 0 or t.requires_grad) for t in pair):
+            return self._checked_sample_spans(pair)
+        try:
+            start, stop = float(pair[0]), float(pair[1])
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"tspan is {pair!r}; it must be a pair of times (t0, t1)") from error
+        if not (math.isfinite(start) and math.isfinite(stop) and start < stop):
+            raise ValueError(f"tspan is ({start}, {stop}); it must be finite with t0 < t1")
+        return start, stop
+
+    def _checked_sample_spans(self, pair: Sequence[Any]) -> tuple[Tensor, Tensor]:
+        batch = self.h0.shape[:-1]
+        times = []
+        for number, t in enumerate(pair):
+            time = as_float64(t, f"tspan[{number}]")[0].to(self.h0.device)
+            if not broadcasts_to(time.shape, batch):
+                raise ValueError(
+                    f"tspan[{number}] has shape {tuple(time.shape)}; it must broadcast to the batch shape of "
+                    f"h0, {tuple(batch)}"
+                )
+            times.append(time.expand(batch))
+        start, stop = times
+        wrong = first_index(~(start.isfinite() & stop.isfinite() & (start <= stop)).detach())
+        if wrong is not None:
+            place = tuple(wrong)
+            raise ValueError(
+                f"tspan of sample {place} is ({start[place].item()}, {stop[place].item()}); it must be finite "
+                "with t0 <= t1"
+            )
+        return start, stop
+
+    def _check_support(self, control: Control) -> None:
+        """Raise ValueError where a span leaves what the control knows."""
+        if not self.per_sample:
+            start, stop = self.span
+            low, high = control.support
+            early = start < low - rounding_of(start, control.resolution)
+            if early or stop > high + rounding_of(stop, control.resolution):
+                raise ValueError(
+                    f"tspan is {self.tspan} and the control is known on [{low}, {high}]; tspan must lie "
+                    'inside, or give the control extrapolate="hold"'
+                )
+            return
+        starts, stops = (t.detach() for t in self.sample_spans())
+        lows, highs = (t.detach().to(starts.device) for t in control.sample_support)
+        if not broadcasts_to(lows.shape, starts.shape):
+            raise ValueError(
+                f"control has times per sample of batch shape {tuple(lows.shape)}; it must broadcast to that "
+                f"of h0, {tuple(starts.shape)}"
+            )
+        early = starts < lows - rounding_of(starts, control.resolution)
+        outside = first_index(early | (stops > highs + rounding_of(stops, control.resolution)))
+        if outside is not None:
+            place = tuple(outside)
+            low, high = (float(t.expand(starts.shape)[place]) for t in (lows, highs))
+            raise ValueError(
+                f"tspan of sample {place} is ({starts[place].item()}, {stops[place].item()}) and the control "
+                f"is known there on [{low}, {high}]; tspan must lie inside (tspan=control.sample_support is "
+                'the whole of it), or give the control extrapolate="hold"'
+            )
 
 
 def remake(prob: ODEProblem, **changes: Any) -> ODEProblem:

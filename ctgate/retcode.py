@@ -18,6 +18,11 @@ class ReturnCode(enum.Enum):
     INTERRUPTED = "The solve was interrupted from the keyboard."
 
     @property
+    def good(self) -> bool:
+        """Whether the solve ended as somebody asked."""
+        return self in (ReturnCode.SUCCESS, ReturnCode.TERMINATED)
+
+    @property
     def message(self) -> str:
         """One sentence that says what happened."""
         return str(self.value)

@@ -3,15 +3,16 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
 from ctgate.algorithms import Algorithm
-from ctgate.controls.times import FLOAT64_EPS, rounding_of
-from ctgate.dense import Dense, evaluate
+from ctgate.controls.times import FLOAT64_EPS, as_float64, first_index, rounding_of
+from ctgate.dense import Extension, evaluate
+from ctgate.fields.base import broadcasts_to
 from ctgate.guard import Unchanged
 from ctgate.integrators.recorder import Stats
 from ctgate.problem import ODEProblem
@@ -27,16 +28,20 @@ class Solution:
 
     Attributes
     ----------
-    ts: times ``(time,)``, float64, in the units of tau.
-    hs: states ``(time, *batch, state)`` at those times, differentiable as ``sensealg`` says.
-    retcode: a :class:`ctgate.ReturnCode`; ``message`` says more about this solve.
+    ts: times ``(time,)``, float64, in the units of tau; ``(time, *batch)`` where samples have their own. A
+        sample with fewer steps than others then repeats its last one, so ``hs[-1]`` is everybody's last state.
+    hs: states ``(time, *batch, state)`` at those times, differentiable as ``sensealg`` says; NaN at saved times
+        that a sample did not reach, or where its ``saveat`` is NaN.
+    retcode: a :class:`ctgate.ReturnCode`; ``message`` says more about this solve. Where samples were
+        integrated on their own it is SUCCESS if all succeeded, else the first failure's.
+    retcodes: the code of each sample, an object array ``(*batch,)``; None where all took the same steps.
     stats: evaluations, steps and wall time.
     prob, alg: what was solved and how; ``prob`` is None in a solution that was loaded from a file.
     tolerances: (rtol, atol), None for a fixed-step method.
     components: the slices of the state by name; ``output_slice`` is that of the output.
     """
 
-    ts: Float[Tensor, " time"]
+    ts: Float[Tensor, " time"] | Float[Tensor, "time *batch"]
     hs: Float[Tensor, "time *batch state"]
     retcode: ReturnCode
     message: str
@@ -46,7 +51,8 @@ class Solution:
     tolerances: tuple[float, float] | None
     components: Mapping[str, slice]
     output_slice: slice
-    dense: Dense | str = field(repr=False)
+    dense: Extension | str = field(repr=False)
+    retcodes: np.ndarray[Any, np.dtype[np.object_]] | None = None
     unchanged: Unchanged | None = field(default=None, repr=False)
     stored: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
@@ -80,26 +86,43 @@ class Solution:
         return gates
 
     def __call__(self, t: float | Sequence[float] | Tensor) -> Tensor:
-        """The state at any time of the solution, from the states and derivatives at the accepted steps.
+        """The state at any time of the solution, by the method's continuous extension.
 
-        Parameters: ``t``, a time (gives ``(*batch, state)``), or several (give ``(time, *batch, state)``).
+        Parameters: ``t``, a time (gives ``(*batch, state)``), or several (give ``(time, *batch, state)``):
+        ``(time,)``, or with times per sample ``(time, *batch)``.
 
-        Hermite interpolation, with further derivatives inside the step for methods of order 4 and higher:
-        the error is O(dt^4), for RK4 O(dt^5), for Dopri5 O(dt^6), for Dopri8 O(dt^8). Steps do not cross
-        knots, so nothing is smoothed over a jump of the input.
+        The local error is O(dt^(dense_order + 1)), see the algorithm: order 4 for Dopri5 and Tsit5, 3 for Bosh3,
+        2 for Rosenbrock23; Hermite interpolation for fixed steps, with further derivatives inside the step
+        for RK4 and Dopri8. Steps do not cross knots, so nothing is smoothed over a jump of the input.
 
         Raises: ValueError outside the solution; RuntimeError where there is no dense output, with the fix.
         """
         if isinstance(self.dense, str):
             raise RuntimeError(f"sol(t): {self.dense}")
-        times = torch.as_tensor(t, dtype=torch.float64, device=self.hs.device)
-        flat = times.reshape(-1)
-        start, stop = float(self.dense.ts[0]), float(self.dense.ts[-1])
-        early = flat < start - rounding_of(start, FLOAT64_EPS)
-        outside = early | (flat > stop + rounding_of(stop, FLOAT64_EPS)) | flat.isnan()
-        if bool(outside.any()):
-            raise ValueError(f"sol(t): t is {float(flat[outside][0])}; it must be in [{start}, {stop}]")
-        states = self.dense(flat.clamp(start, stop))
+        times = as_float64(t, "t")[0].to(self.hs.device)
+        batch = self.hs.shape[1:-1]
+        if times.ndim > 1 and (times.ndim != 1 + len(batch) or not broadcasts_to(times.shape[1:], batch)):
+            raise ValueError(
+                f"sol(t): t has shape {tuple(times.shape)}; it must be one time, (time,), or per sample "
+                f"(time, *batch) with batch {tuple(batch)}"
+            )
+        flat = times.reshape(-1) if times.ndim <= 1 else times
+        start, stop = self.dense.span
+        wanted = flat.detach().reshape(*flat.shape, *(1,) * (start.ndim + 1 - flat.ndim))
+        low, high = start.detach(), stop.detach()
+        early = wanted < low - rounding_of(low, FLOAT64_EPS)
+        outside = first_index(early | (wanted > high + rounding_of(high, FLOAT64_EPS)) | wanted.isnan())
+        if outside is not None:
+            number, *sample = outside
+            place = tuple(sample) if low.ndim else ()
+            whose = f" for sample {tuple(sample)}" if sample else ""
+            value = float(wanted.expand(len(flat), *low.shape)[tuple(outside)]) if low.ndim else float(wanted[number])
+            raise ValueError(
+                f"sol(t): t is {value}; it must be in [{float(low[place])}, {float(high[place])}]{whose}"
+            )
+        # By rounding only, with its gradient.
+        inside = wanted.clamp(low, high) + (flat - flat.detach()).reshape(wanted.shape)
+        states = self.dense(inside)
         return states[0] if times.ndim == 0 else states
 
     def to_xarray(self) -> "xr.Dataset":

@@ -5,6 +5,7 @@ from functools import partial
 
 from torch import Tensor
 
+from ctgate.fields import Jacobian
 from ctgate.integrators.grid import Input
 from ctgate.integrators.recorder import Stats
 from ctgate.problem import ODEProblem
@@ -35,20 +36,28 @@ class Dynamics:
         """(rate, drive) as a function of (t, h) under the input ``u``."""
         return partial(self._rate_drive, u)
 
+    def jacobian(self, u: Input) -> Callable[[float | Tensor, Tensor], Jacobian]:
+        """d(dh/dt)/dh, leak and coupling, as a function of (t, h) under the input ``u``."""
+        return partial(self._jacobian, u)
+
     def _derivative(self, u: Input, t: float | Tensor, h: Tensor) -> Tensor:
         self._count()
-        value: Tensor = self.prob.call("forward", t, h, u(t))
+        value: Tensor = self.prob.call("forward", beside(t), h, u(t))
         if not self._checked:
             self._check("dh/dt", value)
         return value
 
     def _rate_drive(self, u: Input, t: float | Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         self._count()
-        rate, drive = self.prob.call("rate_drive", t, h, u(t))
+        rate, drive = self.prob.call("rate_drive", beside(t), h, u(t))
         if not self._checked:
             self._check("rate", rate)
             self._check("drive", drive)
         return rate, drive
+
+    def _jacobian(self, u: Input, t: float | Tensor, h: Tensor) -> Jacobian:
+        jacobian: Jacobian = self.prob.call("jacobian", beside(t), h, u(t))
+        return jacobian
 
     def _count(self) -> None:
         if self._forward:
@@ -72,3 +81,8 @@ class Dynamics:
         if value.device != h0.device:
             raise ValueError(f"the field returned {name} on {value.device}; h0 is on {h0.device}")
         self._checked = True
+
+
+def beside(t: float | Tensor) -> float | Tensor:
+    """Times per sample (*batch) as a column (*batch, 1), which broadcasts against states."""
+    return t.unsqueeze(-1) if isinstance(t, Tensor) and t.ndim else t

@@ -6,6 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ctgate.integrators.dynamics import Dynamics
+from ctgate.integrators.grid import Step
+from ctgate.integrators.method import Attempt, column
+
 # Below it the quotient (1 - e^{-x})/x loses digits in its derivatives; above it the continued fraction
 # converges slowly.
 _SMALL = 0.5
@@ -13,7 +17,7 @@ _SMALL = 0.5
 _LEVELS = range(11, 1, -2)
 _LAST = 13.0
 
-RateDrive = Callable[[float, Tensor], tuple[Tensor, Tensor]]
+RateDrive = Callable[[float | Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def phi1(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -47,7 +51,7 @@ def relax(
     h: Float[Tensor, "*batch state"],
     rate: Float[Tensor, "*batch state"],
     drive: Float[Tensor, "*batch state"],
-    dt: float,
+    dt: float | Float[Tensor, "*batch 1"],
 ) -> Float[Tensor, "*batch state"]:
     r"""Solution of :math:`dh/dt = -r h + d` with rate r [1/time] and drive d [state/time] held for ``dt``:
 
@@ -62,20 +66,21 @@ def relax(
 
 
 def exponential_euler_step(
-    rate_drive: RateDrive, t: float, dt: float, h: Float[Tensor, "*batch state"]
+    rate_drive: RateDrive, t: float | Tensor, dt: float | Tensor, h: Float[Tensor, "*batch state"]
 ) -> Float[Tensor, "*batch state"]:
     """:func:`relax` over ``dt`` with rate and drive as they are at the start of the step. Order 1.
 
-    ``rate_drive(t, h)`` gives the pair (rate, drive), both of h's shape; it is called once.
+    ``rate_drive(t, h)`` gives the pair (rate, drive), both of h's shape; it is called once. ``t`` and ``dt``
+    are floats or, per sample, tensors ``(*batch)``.
 
     Source: THEORY.md 4; M. Hochbruck and A. Ostermann, Acta Numerica 19 (2010) 209.
     """
     rate, drive = rate_drive(t, h)
-    return relax(h, rate, drive, dt)
+    return relax(h, rate, drive, column(dt, h))
 
 
 def exponential_midpoint_step(
-    rate_drive: RateDrive, t: float, dt: float, h: Float[Tensor, "*batch state"]
+    rate_drive: RateDrive, t: float | Tensor, dt: float | Tensor, h: Float[Tensor, "*batch state"]
 ) -> Float[Tensor, "*batch state"]:
     """:func:`relax` over ``dt`` with rate and drive as they are in the middle of the step. Order 2.
 
@@ -84,6 +89,19 @@ def exponential_midpoint_step(
     Source: THEORY.md 4; M. Hochbruck and A. Ostermann, Acta Numerica 19 (2010) 209.
     """
     rate, drive = rate_drive(t, h)
-    middle = relax(h, rate, drive, 0.5 * dt)
+    size = column(dt, h)
+    middle = relax(h, rate, drive, 0.5 * size)
     rate, drive = rate_drive(t + 0.5 * dt, middle)
-    return relax(h, rate, drive, dt)
+    return relax(h, rate, drive, size)
+
+
+def exponential_attempt(
+    advance: Callable[[RateDrive, float | Tensor, float | Tensor, Tensor], Tensor],
+    dynamics: Dynamics,
+    step: Step,
+    h: Tensor,
+    slope: Tensor | None,
+    estimate: bool,
+) -> Attempt:
+    """One step of an exponential method, which has no error estimate."""
+    return Attempt(advance(dynamics.rate_drive(step.u), step.start, step.dt, h))

@@ -32,12 +32,17 @@ class Interval(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One step of a fixed-step method, of size ``dt``, on interval number ``interval``."""
+    """One step of size ``dt`` under the input ``u``.
 
-    start: float
-    stop: float
-    dt: float
-    interval: int
+    Times are floats, or tensors ``(*batch)`` in float64 where every sample has its own. ``fresh`` says that
+    dh/dt at the start is not what the step before ended with: the first step, or one after a jump.
+    """
+
+    start: float | Tensor
+    stop: float | Tensor
+    dt: float | Tensor
+    u: Input
+    fresh: bool = True
 
 
 def time_resolution(control: Control | None) -> float:
@@ -63,7 +68,7 @@ def steps(cuts: Sequence[Interval], dt: float, resolution: float) -> Iterator[St
     rounding, and the discrete cell must not see it. Where the times are so coarse that 4 of their units are
     no longer small against ``dt``, a thousandth of ``dt`` counts instead, so no time is lost.
     """
-    for number, cut in enumerate(cuts):
+    for cut in cuts:
         slack = min(rounding_of(max(abs(cut.start), abs(cut.stop), dt), resolution), 1e-3 * dt)
         length = cut.stop - cut.start
         count = max(1, math.ceil((length - slack) / dt))
@@ -71,4 +76,4 @@ def steps(cuts: Sequence[Interval], dt: float, resolution: float) -> Iterator[St
             start = cut.start + k * dt
             stop = cut.stop if k == count - 1 else cut.start + (k + 1) * dt
             size = stop - start
-            yield Step(start, stop, dt if abs(size - dt) <= slack else size, number)
+            yield Step(start, stop, dt if abs(size - dt) <= slack else size, cut.u)

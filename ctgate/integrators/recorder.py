@@ -12,13 +12,14 @@ from ctgate.controls.base import concrete
 from ctgate.integrators.grid import Input
 from ctgate.retcode import Halt, ReturnCode
 
-Callback = Callable[[float, Tensor], bool | None]
+Callback = Callable[[float | Tensor, Tensor], bool | None]
 
 
 @dataclass
 class Stats:
     """What a solve cost.
 
+    Where every sample takes steps of its own, ``accepted`` and ``rejected`` are sums over samples.
     ``evaluations`` counts calls of the field in the forward pass; ``evaluations_backward`` those of the
     backward pass (steps taken again, or an adjoint solve), and grows when ``backward()`` runs. ``wall_time``
     is that of the forward pass [s].
@@ -35,17 +36,17 @@ class Stats:
 
 
 class Output(NamedTuple):
-    """A state that the solve keeps."""
+    """A state that the solve keeps, at a time or at a time for every sample ``(*batch)``."""
 
-    t: float
+    t: float | Tensor
     h: Tensor
 
 
 class AcceptedStep(NamedTuple):
     """One accepted step: its ends in time, the states there, and the input on it."""
 
-    start: float
-    stop: float
+    start: float | Tensor
+    stop: float | Tensor
     left: Tensor
     right: Tensor
     u: Input
@@ -92,6 +93,14 @@ class Recorder:
         self._advance_bar(stop - start)
         if self._callback is not None and self._callback(stop, h):
             raise Halt(ReturnCode.TERMINATED, f"the callback ended the solve at t = {stop:.9g}")
+
+    def observe_samples(self, t: float | Tensor, h: Tensor, moved: int, advance: float) -> None:
+        """``moved`` samples accepted a step; times and states of all go to the callback, their mean advance
+        to the bar."""
+        self.stats.accepted += moved
+        self._advance_bar(advance)
+        if self._callback is not None and self._callback(t, h):
+            raise Halt(ReturnCode.TERMINATED, "the callback ended the solve")
 
     def extend(self, ends: Sequence[tuple[float, float]], outputs: Sequence[Output], h: Tensor) -> None:
         """Several accepted steps of a fixed-step method at once; ``h`` is the state after the last."""

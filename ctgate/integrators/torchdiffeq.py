@@ -6,7 +6,6 @@ of the root mean square over units, so a bad sample cannot hide in a batch. And 
 finite is tried again with a smaller step, where torchdiffeq gives up.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,44 +13,25 @@ import torch
 import torchdiffeq
 from torch import Tensor
 
-from ctgate.algorithms import Bosh3, Dopri5, Dopri8
+from ctgate.algorithms import Algorithm, Bosh3, Dopri5, Dopri8
 from ctgate.controls.times import FLOAT64_EPS
+from ctgate.integrators.adaptive import Lanes, first_steps
 from ctgate.integrators.dynamics import Dynamics
-from ctgate.integrators.grid import Interval
+from ctgate.integrators.frames import SharedFrame
+from ctgate.integrators.grid import Interval, Step
+from ctgate.integrators.method import Attempt
 from ctgate.integrators.recorder import AcceptedStep
 from ctgate.retcode import Halt, ReturnCode
 
 TorchdiffeqAlgorithm = Bosh3 | Dopri5 | Dopri8
+# Bosh3 and Dopri5 run here only where BacksolveAdjoint differentiates them.
+METHODS: dict[type[Algorithm], str] = {Bosh3: "bosh3", Dopri5: "dopri5", Dopri8: "dopri8"}
 _SHRINK = 0.2
 
 
 def worst_sample_norm(x: Tensor) -> Tensor:
     """Maximum over samples of the root mean square over units of ``x`` (*batch, state)."""
     return x.abs().square().mean(-1).sqrt().max()
-
-
-@torch.no_grad()
-def initial_step(dynamics: Dynamics, cut: Interval, h: Tensor, order: int, rtol: float, atol: float) -> float:
-    """A first step from the sizes of the state, its derivative and its second derivative, outside the graph.
-
-    Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, section II.4.
-    """
-    rhs = dynamics.rhs(cut.u)
-    span = cut.stop - cut.start
-    scale = atol + rtol * h.abs()
-    f0 = rhs(cut.start, h)
-    size, speed = float(worst_sample_norm(h / scale)), float(worst_sample_norm(f0 / scale))
-    if not math.isfinite(speed):
-        return 0.0
-    trial = 1e-6 * span if size < 1e-5 or speed < 1e-5 else 0.01 * size / speed
-    trial = min(trial, span)
-    f1 = rhs(cut.start + trial, h + trial * f0)
-    curvature = float(worst_sample_norm((f1 - f0) / scale)) / trial
-    if not math.isfinite(curvature):
-        return trial
-    steepest = max(speed, curvature)
-    step = max(1e-6 * span, 1e-3 * trial) if steepest <= 1e-15 else (0.01 / steepest) ** (1.0 / order)
-    return min(100.0 * trial, step, span)
 
 
 def shortest_step(cut: Interval) -> float:
@@ -157,7 +137,12 @@ def first_wish(
     dynamics: Dynamics, alg: TorchdiffeqAlgorithm, cut: Interval, h: Tensor, tolerances: tuple[float, float]
 ) -> float:
     """The first step to try: the one that was asked for, or one that fits the field."""
-    wish = alg.first_step or initial_step(dynamics, cut, h.detach(), alg.order, *tolerances)
+    wish = alg.first_step
+    if wish is None:
+        frame = SharedFrame([cut], False, lambda step, accepted: None)
+        with torch.no_grad():
+            lanes = Lanes.at_start(frame.edges)
+            wish = float(first_steps(dynamics, frame, lanes, h.detach(), alg.order, *tolerances)[0])
     if not wish > 0.0:
         raise Halt(ReturnCode.UNSTABLE, f"dh/dt is not finite at t = {cut.start:.9g}")
     return wish
@@ -195,7 +180,7 @@ def integrate(
             options = options_of(alg, walk.wish, span[1:])
             try:
                 solution = torchdiffeq.odeint(
-                    walk, walk.h, span, rtol=rtol, atol=atol, method=alg.method, options=options
+                    walk, walk.h, span, rtol=rtol, atol=atol, method=METHODS[type(alg)], options=options
                 )
             except Retry:
                 continue
@@ -205,19 +190,26 @@ def integrate(
         h, wish = walk.h, walk.wish
 
 
-def retake(dynamics: Dynamics, alg: TorchdiffeqAlgorithm, cut: Interval, h: Tensor) -> Tensor:
-    """Take one step over the whole of ``cut``, whatever its error: a step that was accepted before."""
-    size = cut.stop - cut.start
-    rhs = dynamics.rhs(cut.u)
-    span = torch.tensor([0.0, size], dtype=torch.float64, device=h.device)
+def retake(
+    alg: TorchdiffeqAlgorithm, dynamics: Dynamics, step: Step, h: Tensor, slope: Tensor | None, estimate: bool
+) -> Attempt:
+    """Take a step that was accepted before, whatever its error."""
+    rhs = dynamics.rhs(step.u)
+    assert isinstance(step.dt, float)
+    span = torch.tensor([0.0, step.dt], dtype=torch.float64, device=h.device)
     states: Tensor = torchdiffeq.odeint(
-        lambda elapsed, h: rhs(cut.start + elapsed.to(torch.float64), h),
+        lambda elapsed, h: rhs(step.start + elapsed.to(torch.float64), h),
         h,
         span,
         rtol=1.0,
         atol=1.0,
-        method=alg.method,
+        method=METHODS[type(alg)],
         # A step that is not above min_step is accepted.
-        options={"norm": worst_sample_norm, "first_step": size, "min_step": size, "dtype": torch.float64},
+        options={
+            "norm": worst_sample_norm,
+            "first_step": step.dt,
+            "min_step": step.dt,
+            "dtype": torch.float64,
+        },
     )
-    return states[-1]
+    return Attempt(states[-1])

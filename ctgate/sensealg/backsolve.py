@@ -16,6 +16,7 @@ from ctgate.integrators.dynamics import Dynamics
 from ctgate.integrators.grid import Interval
 from ctgate.integrators.recorder import Output, Recorder
 from ctgate.integrators.torchdiffeq import (
+    METHODS,
     Progress,
     Retry,
     TorchdiffeqAlgorithm,
@@ -130,7 +131,7 @@ def _reversible(
                 times,
                 rtol=rtol,
                 atol=atol,
-                method=alg.method,
+                method=METHODS[type(alg)],
                 options=options_of(alg, walk.wish, times[-1:]),
                 adjoint_params=_distinct([*parameters, *cut.u.coefficients]),
                 adjoint_options={

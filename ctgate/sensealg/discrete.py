@@ -1,30 +1,33 @@
-"""The discrete adjoint: differentiate the accepted steps, with or without checkpoints.
+"""The discrete adjoint: differentiate the steps that were taken.
 
-Without checkpoints autograd differentiates the loop as it ran. With them, the steps between two checkpoints
-run under ``torch.utils.checkpoint`` (non-reentrant), which takes them again in the backward pass; tensors
-that the field captures keep their gradients.
+Adaptive methods find their steps outside the graph. Where a gradient is wanted the steps are then taken again,
+each under ``torch.utils.checkpoint`` (non-reentrant): the graph keeps the states between them and computes the
+stages once more in the backward pass. Tensors that the field captures keep their gradients. Fixed steps are
+known beforehand; autograd follows them as they run, or, with checkpoints, in stretches that run again.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ctgate.algorithms import FixedStepAlgorithm
+from ctgate.algorithms import Dopri8, FixedStepAlgorithm, NativeAdaptiveAlgorithm
 from ctgate.guard import Unchanged
-from ctgate.integrators import fixed, torchdiffeq
+from ctgate.integrators import torchdiffeq
+from ctgate.integrators.adaptive import AdaptiveLoop
 from ctgate.integrators.dynamics import Dynamics
+from ctgate.integrators.frames import SharedFrame
 from ctgate.integrators.grid import Interval, Step, steps
-from ctgate.integrators.recorder import AcceptedStep, Output, Recorder
-from ctgate.integrators.torchdiffeq import Progress, TorchdiffeqAlgorithm
-from ctgate.problem import ODEProblem
+from ctgate.integrators.method import Method
+from ctgate.integrators.recorder import AcceptedStep, Keep, Output, Recorder
+from ctgate.integrators.steppers import method_of, run_steps
+from ctgate.integrators.torchdiffeq import Progress
 from ctgate.retcode import Halt, ReturnCode
 
 # Fixed-step methods look at the state this often: a divergence costs at most this many steps.
 _LOOK = 64
-
-Segment = Callable[[Tensor], tuple[Tensor, list[Output]]]
 
 
 def run_fixed(
@@ -35,20 +38,20 @@ def run_fixed(
     recorder: Recorder,
     checkpoints: int | None,
 ) -> None:
-    """Integrate with a fixed-step method, in segments of steps."""
-    advance = fixed.stepper(alg)
+    """Integrate with a fixed-step method, in stretches of steps."""
+    method = method_of(alg)
     plan = list(steps(cuts, alg.dt, resolution))
     allowed = len(plan) if recorder.max_steps is None else min(len(plan), recorder.max_steps)
     unchecked = 1 if recorder.watched else _LOOK
     size = unchecked if checkpoints is None else -(-allowed // checkpoints)
-    h, keep = dynamics.prob.h0, recorder.keep
+    h = dynamics.prob.h0
+    unchanged = Unchanged(dynamics.prob, with_state=True)
     for first in range(0, allowed, size):
         part = plan[first : min(first + size, allowed)]
-
-        def segment(h: Tensor, part: Sequence[Step] = part) -> tuple[Tensor, list[Output]]:
-            return fixed.run_steps(dynamics, advance, cuts, part, h, keep)
-
-        h, outputs = segment(h) if checkpoints is None else _recomputed(dynamics.prob, segment, h)
+        if checkpoints is None:
+            h, _, outputs = run_steps(dynamics, method, part, h, None, recorder.keep)
+        else:
+            h, _, outputs = recomputed(dynamics, method, part, h, None, recorder.keep, unchanged)
         recorder.extend([(step.start, step.stop) for step in part], outputs, h)
     if allowed < len(plan):
         raise Halt(
@@ -58,19 +61,58 @@ def run_fixed(
 
 def run_adaptive(
     dynamics: Dynamics,
-    alg: TorchdiffeqAlgorithm,
+    alg: NativeAdaptiveAlgorithm,
     cuts: Sequence[Interval],
     tolerances: tuple[float, float],
     recorder: Recorder,
     checkpoints: int | None,
 ) -> None:
-    """Integrate with an adaptive method."""
+    """Integrate with an adaptive method of our own; all samples take the same steps."""
+    taken: list[Step] = []
+    found: list[Output] = []
+
+    def accept(step: Step, accepted: AcceptedStep) -> None:
+        taken.append(step)
+        if not loop.tracked:
+            found.extend(recorder.keep(accepted))
+        recorder.observe(accepted.start, accepted.stop, accepted.right)
+
+    control = dynamics.prob.control
+    frame = SharedFrame(cuts, control is not None and not control.continuous, accept)
+    limit = float("inf") if recorder.max_steps is None else recorder.max_steps
+    method = method_of(alg)
+    loop = AdaptiveLoop(dynamics, alg, method, frame, tolerances, limit)
+    cut_short: Halt | KeyboardInterrupt | None = None
+    try:
+        loop.run(dynamics.prob.h0)
+    except (Halt, KeyboardInterrupt) as reason:
+        cut_short = reason
+    except RuntimeError as error:
+        raise untransformable(error, alg) from error
+    recorder.stats.rejected = loop.rejected
+    # Also when the pass was cut short: what it reached is the good part.
+    if loop.tracked:
+        found = replay(dynamics, method, taken, checkpoints, recorder.keep)
+    recorder.outputs.extend(found)
+    if cut_short is not None:
+        raise cut_short
+
+
+def run_torchdiffeq(
+    dynamics: Dynamics,
+    alg: Dopri8,
+    cuts: Sequence[Interval],
+    tolerances: tuple[float, float],
+    recorder: Recorder,
+    checkpoints: int | None,
+) -> None:
+    """Integrate with a method of torchdiffeq's, whose loop autograd follows unless there are checkpoints."""
     h0 = dynamics.prob.h0
     limit = float("inf") if recorder.max_steps is None else recorder.max_steps
-    taken: list[Interval] = []
+    taken: list[Step] = []
 
     def note(step: AcceptedStep) -> None:
-        taken.append(Interval(step.start, step.stop, step.u))
+        taken.append(Step(step.start, step.stop, step.stop - step.start, step.u))
         recorder.observe(step.start, step.stop, step.right)
 
     progress = Progress(recorder.accept if checkpoints is None else note, limit)
@@ -81,58 +123,77 @@ def run_adaptive(
     except (Halt, KeyboardInterrupt) as reason:
         cut_short = reason
     except RuntimeError as error:
-        if "functorch transforms" not in str(error) and "vmap" not in str(error):
-            raise
-        raise TypeError(
-            f"torch.func transforms do not pass through torchdiffeq, the engine of {alg}; use a "
-            "fixed-step method, or torch.autograd.grad"
-        ) from error
+        raise untransformable(error, alg) from error
     recorder.stats.rejected = progress.rejected
     if checkpoints is not None:
-        # Also when the pass was cut short: what it reached is the good part.
-        _retake(dynamics, alg, taken, recorder, checkpoints)
+        method = partial(torchdiffeq.retake, alg)
+        recorder.outputs.extend(replay(dynamics, method, taken, checkpoints, recorder.keep))
     if cut_short is not None:
         raise cut_short
 
 
-def _retake(
-    dynamics: Dynamics,
-    alg: TorchdiffeqAlgorithm,
-    taken: Sequence[Interval],
-    recorder: Recorder,
-    checkpoints: int,
-) -> None:
-    """Take the steps of a finished pass again, one by one as they were, in checkpointed segments."""
-    size = max(1, -(-len(taken) // checkpoints))
-    h, keep = dynamics.prob.h0, recorder.keep
+def untransformable(error: RuntimeError, alg: object) -> RuntimeError | TypeError:
+    """What to raise where a transform of ``torch.func`` cannot pass; other errors as they are."""
+    if "vmap" in str(error):
+        return TypeError(
+            f"torch.func.vmap does not pass through {alg}, which chooses its steps by looking at values; use "
+            "a fixed-step method, or put the samples into the batch"
+        )
+    if "functorch transforms" in str(error):
+        return TypeError(
+            f"torch.func transforms do not pass through torchdiffeq, the engine of {alg}; use Dopri5() or "
+            "another native method, or torch.autograd.grad"
+        )
+    return error
+
+
+def replay(
+    dynamics: Dynamics, method: Method, taken: Sequence[Step], checkpoints: int | None, keep: Keep
+) -> list[Output]:
+    """Take the steps of a finished pass again, as they were, in the graph: every step's stages are computed
+    again in the backward pass, or stretches between ``checkpoints`` states are."""
+    plain = checkpoints is None and not _hooks_allowed()
+    unchanged = Unchanged(dynamics.prob, with_state=True)
+    size = 1 if checkpoints is None else max(1, -(-len(taken) // checkpoints))
+    h, slope, kept = dynamics.prob.h0, None, []
     for first in range(0, len(taken), size):
         part = taken[first : first + size]
-
-        def segment(h: Tensor, part: Sequence[Interval] = part) -> tuple[Tensor, list[Output]]:
-            outputs: list[Output] = []
-            for step in part:
-                following = torchdiffeq.retake(dynamics, alg, step, h)
-                outputs.extend(keep(AcceptedStep(step.start, step.stop, h, following, step.u)))
-                h = following
-            return h, outputs
-
-        h, outputs = _recomputed(dynamics.prob, segment, h)
-        recorder.outputs.extend(outputs)
+        if plain:
+            h, slope, outputs = run_steps(dynamics, method, part, h, slope, keep)
+        else:
+            h, slope, outputs = recomputed(dynamics, method, part, h, slope, keep, unchanged)
+        kept += outputs
+    return kept
 
 
-def _recomputed(prob: ODEProblem, segment: Segment, h: Tensor) -> tuple[Tensor, list[Output]]:
-    """Run a segment that keeps only its first state and runs again in the backward pass."""
-    times: list[float] = []
-    unchanged = Unchanged(prob, with_state=True)
+def _hooks_allowed() -> bool:
+    """False inside a ``torch.func`` transform, where nothing can be computed again in a backward pass."""
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x):
+            return True
+    except RuntimeError:
+        return False
 
-    def run(h: Tensor) -> tuple[Tensor, ...]:
+
+def recomputed(
+    dynamics: Dynamics,
+    method: Method,
+    part: Sequence[Step],
+    h: Tensor,
+    slope: Tensor | None,
+    keep: Keep,
+    unchanged: Unchanged,
+) -> tuple[Tensor, Tensor | None, list[Output]]:
+    """Take steps of which the graph keeps the first state; they are taken again in the backward pass."""
+    times: list[float | Tensor] = []
+
+    def run(h: Tensor, slope: Tensor | None) -> tuple[Tensor | None, ...]:
         unchanged.check(
-            "DiscreteAdjoint(checkpoints=...)",
-            "backward() takes the steps again: call it before the update",
+            "DiscreteAdjoint()", "backward() takes the steps again: call it before the update"
         )
-        last, outputs = segment(h)
+        last, ahead, outputs = run_steps(dynamics, method, part, h, slope, keep)
         times[:] = [output.t for output in outputs]
-        return last, *(output.h for output in outputs)
+        return last, ahead, *(output.h for output in outputs)
 
-    last, *states = checkpoint(run, h, use_reentrant=False)
-    return last, [Output(t, state) for t, state in zip(times, states, strict=True)]
+    last, ahead, *states = checkpoint(run, h, slope, use_reentrant=False)
+    return last, ahead, [Output(t, state) for t, state in zip(times, states, strict=True)]

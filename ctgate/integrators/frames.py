@@ -1,0 +1,181 @@
+"""What the adaptive loop steps through: one clock for the whole batch, or one for every sample.
+
+The loop sees lanes, each with its own time, step size and error: a single one that all samples share, or as
+many as there are samples. A frame turns lanes into steps and keeps what was accepted.
+"""
+
+import abc
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ctgate.integrators.grid import Input, Interval, Step
+from ctgate.integrators.recorder import AcceptedStep
+from ctgate.integrators.samples import Booleans, Floats, Integers, Plan, SampleGrid, slide
+from ctgate.retcode import Halt, ReturnCode
+
+
+class Frame(abc.ABC):
+    """Lanes of time, and the steps that were accepted on them.
+
+    ``edges`` (edge, lane) are the ends of the knot intervals; ``jumps`` says whether dh/dt may jump there.
+    """
+
+    edges: Floats
+    jumps: bool
+
+    @abc.abstractmethod
+    def step(self, segment: Integers, start: Floats, stop: Floats) -> Step:
+        """The step that takes each lane from ``start`` to ``stop`` inside its interval."""
+
+    @abc.abstractmethod
+    def norms(self, ratio: Tensor) -> Floats:
+        """What counts for each lane of a number per sample (*batch)."""
+
+    @abc.abstractmethod
+    def choose(self, lanes: Booleans, new: Tensor, old: Tensor) -> Tensor:
+        """``new`` in these lanes, ``old`` in the others; both (*batch, state)."""
+
+    @abc.abstractmethod
+    def accept(
+        self, lanes: Booleans, segment: Integers, step: Step, fresh: Booleans, h: Tensor, following: Tensor
+    ) -> None:
+        """The step was accepted in these lanes and leads from ``h`` to ``following``; may raise Halt."""
+
+    @abc.abstractmethod
+    def fail(self, lanes: Booleans, code: ReturnCode, details: Callable[[int], str]) -> None:
+        """These lanes end here; may raise Halt."""
+
+
+class SharedFrame(Frame):
+    """One lane: all samples take the same steps."""
+
+    def __init__(
+        self, cuts: Sequence[Interval], jumps: bool, accept: Callable[[Step, AcceptedStep], None]
+    ) -> None:
+        self.cuts = cuts
+        self.jumps = jumps
+        self.edges = np.array([[cuts[0].start], *([cut.stop] for cut in cuts)])
+        self._accept = accept
+
+    def step(self, segment: Integers, start: Floats, stop: Floats) -> Step:
+        """A step in floats."""
+        begin, end = float(start[0]), float(stop[0])
+        return Step(begin, end, end - begin, self.cuts[int(segment[0])].u)
+
+    def norms(self, ratio: Tensor) -> Floats:
+        """The worst sample."""
+        return np.array([ratio.detach().max().item()])
+
+    def choose(self, lanes: Booleans, new: Tensor, old: Tensor) -> Tensor:
+        """All or nothing."""
+        return new if lanes[0] else old
+
+    def accept(
+        self, lanes: Booleans, segment: Integers, step: Step, fresh: Booleans, h: Tensor, following: Tensor
+    ) -> None:
+        """Hand the step on."""
+        assert isinstance(step.start, float)
+        assert isinstance(step.stop, float)
+        self._accept(
+            step._replace(fresh=bool(fresh[0])), AcceptedStep(step.start, step.stop, h, following, step.u)
+        )
+
+    def fail(self, lanes: Booleans, code: ReturnCode, details: Callable[[int], str]) -> None:
+        """The whole solve ends."""
+        raise Halt(code, details(0))
+
+
+class SampleFrame(Frame):
+    """A lane for every sample.
+
+    ``observe(t, h, count, advance)`` sees time and state of all samples after each iteration that accepted a
+    step, with the number of samples that moved and the mean time by which they did; it may raise Halt.
+    """
+
+    def __init__(
+        self, grid: SampleGrid, h: Tensor, observe: Callable[[Tensor, Tensor, int, float], None]
+    ) -> None:
+        self.grid = grid
+        self.edges = grid.numbers
+        self.jumps = grid.jumps
+        lanes = self.edges.shape[1]
+        self.codes = [ReturnCode.SUCCESS] * lanes
+        self.details = [ReturnCode.SUCCESS.message] * lanes
+        self.states = [h]
+        self._observe = observe
+        self._taken: list[tuple[Booleans, Integers, Floats, Floats, Booleans]] = []
+        self._segment: Integers | None = None
+        self._input: Input
+
+    def step(self, segment: Integers, start: Floats, stop: Floats) -> Step:
+        """A step in tensors (*batch); the input is looked up when a sample enters another interval."""
+        if self._segment is None or not np.array_equal(segment, self._segment):
+            samples = np.arange(len(segment))
+            left, right = self.edges[segment, samples], self.edges[segment + 1, samples]
+            (self._input,) = self.grid.inputs(self.grid.tensor(left[None]), self.grid.tensor(right[None]))
+            self._segment = segment.copy()
+        begin, end = self.grid.tensor(start), self.grid.tensor(stop)
+        return Step(begin, end, end - begin, self._input)
+
+    def norms(self, ratio: Tensor) -> Floats:
+        """Every sample counts for itself."""
+        return np.array(ratio.detach().reshape(-1).tolist(), dtype=np.float64)
+
+    def choose(self, lanes: Booleans, new: Tensor, old: Tensor) -> Tensor:
+        """By a mask over samples."""
+        return new if lanes.all() else torch.where(self.grid.tensor(lanes).unsqueeze(-1), new, old)
+
+    def accept(
+        self, lanes: Booleans, segment: Integers, step: Step, fresh: Booleans, h: Tensor, following: Tensor
+    ) -> None:
+        """Note who moved where."""
+        assert isinstance(step.start, Tensor)
+        assert isinstance(step.stop, Tensor)
+        start, stop = (x.cpu().reshape(-1).numpy() for x in (step.start, step.stop))
+        self._taken.append((lanes, segment.copy(), start, stop, fresh))
+        self.states.append(following)
+        moved = np.where(lanes, stop, start)
+        self._observe(self.grid.tensor(moved), following, int(lanes.sum()), float(np.mean(moved - start)))
+
+    def fail(self, lanes: Booleans, code: ReturnCode, details: Callable[[int], str]) -> None:
+        """These samples end with the code; the others go on."""
+        for lane in np.flatnonzero(lanes):
+            self.codes[lane] = code
+            self.details[lane] = details(int(lane))
+
+    def plan(self) -> tuple[Plan, Integers]:
+        """The steps of every sample without the rejected ones in between, and for each node (step + 1,
+        sample) the number of the state in ``states``."""
+        lanes = self.edges.shape[1]
+        taken = np.array([lanes_ for lanes_, *_ in self._taken], np.bool_).reshape(-1, lanes)
+        counts = taken.sum(0)
+        # Iterations in which a sample moved come first, in their order.
+        order = np.argsort(~taken, axis=0, kind="stable")
+        samples = np.arange(lanes)
+
+        def sorted_(part: int, dtype: type) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
+            rows = np.array([row[part] for row in self._taken], dtype).reshape(-1, lanes)
+            return rows[order, samples]
+
+        segment = sorted_(1, np.int64).astype(np.int64)
+        start, stop = (sorted_(part, np.float64).astype(np.float64) for part in (2, 3))
+        left, right = self.edges[segment, samples], self.edges[segment + 1, samples]
+        whole = Plan(
+            self.grid,
+            segment,
+            start,
+            stop,
+            stop - start,
+            slide(start, left, right),
+            slide(stop, left, right),
+            sorted_(4, np.bool_).astype(np.bool_),
+            counts,
+        )
+        plan = whole.truncated(counts)
+        reached = np.concatenate([np.zeros((1, lanes), np.int64), order[: len(plan)] + 1])
+        last = np.where(counts > 0, reached[counts, samples], 0)
+        over = np.arange(len(plan) + 1)[:, None] > counts
+        return plan, np.where(over, last, reached)

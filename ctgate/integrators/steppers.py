@@ -1,0 +1,61 @@
+"""Which function takes the steps of which native algorithm, and the loop that takes steps of known sizes."""
+
+from collections.abc import Sequence
+from functools import partial
+
+from torch import Tensor
+
+from ctgate.algorithms import (
+    RK4,
+    Algorithm,
+    Bosh3,
+    Dopri5,
+    Euler,
+    ExponentialEuler,
+    ExponentialMidpoint,
+    Heun,
+    Midpoint,
+    Rosenbrock23,
+    Tsit5,
+)
+from ctgate.integrators import runge_kutta
+from ctgate.integrators.exponential import exponential_attempt, exponential_euler_step, exponential_midpoint_step
+from ctgate.integrators.dynamics import Dynamics
+from ctgate.integrators.grid import Step
+from ctgate.integrators.method import Method
+from ctgate.integrators.recorder import AcceptedStep, Keep, Output
+from ctgate.integrators.rosenbrock import rosenbrock23_attempt
+
+TABLEAUS: dict[type[Algorithm], runge_kutta.Tableau] = {
+    Euler: runge_kutta.EULER,
+    Midpoint: runge_kutta.MIDPOINT,
+    Heun: runge_kutta.HEUN,
+    RK4: runge_kutta.RK4,
+    Bosh3: runge_kutta.BOSH3,
+    Dopri5: runge_kutta.DOPRI5,
+    Tsit5: runge_kutta.TSIT5,
+}
+_METHODS: dict[type[Algorithm], Method] = {
+    **{kind: partial(runge_kutta.explicit_attempt, tableau) for kind, tableau in TABLEAUS.items()},
+    ExponentialEuler: partial(exponential_attempt, exponential_euler_step),
+    ExponentialMidpoint: partial(exponential_attempt, exponential_midpoint_step),
+    Rosenbrock23: rosenbrock23_attempt,
+}
+
+
+def method_of(alg: Algorithm) -> Method:
+    """The function that takes one step with this native algorithm."""
+    return _METHODS[type(alg)]
+
+
+def run_steps(
+    dynamics: Dynamics, method: Method, steps: Sequence[Step], h: Tensor, slope: Tensor | None, keep: Keep
+) -> tuple[Tensor, Tensor | None, list[Output]]:
+    """Take these steps from ``h``; return the last state, dh/dt there where the method has it, and what
+    ``keep`` wants of each step."""
+    outputs: list[Output] = []
+    for step in steps:
+        attempt = method(dynamics, step, h, None if step.fresh else slope, False)
+        outputs.extend(keep(AcceptedStep(step.start, step.stop, h, attempt.h, step.u)))
+        h, slope = attempt.h, attempt.slope
+    return h, slope, outputs
