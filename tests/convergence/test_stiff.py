@@ -5,6 +5,8 @@ largest over components and about ten times, in units of atol + rtol |reference|
 """
 
 import functools
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from ctgate.algorithms import Algorithm
 from tests.reference.compare import in_tolerances, solved, stiff_by_scipy
 from tests.reference.stiff import GATED, PROBLEMS, StiffProblem
 
+SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "convergence" / "stiff.py"
 METHODS = (ct.Rosenbrock23(), ct.Radau(), ct.BDF(), ct.LSODA())
 GATES = tuple(problem for problem in PROBLEMS if problem.name.startswith("gates"))
 
@@ -54,6 +57,7 @@ def test_reference_ends_at_the_printed_state(problem):
 
 
 @pytest.mark.parametrize("problem", GATES, ids=lambda problem: problem.name)
+@torch.no_grad()
 def test_time_constants_span_four_decades(problem):
     prob = problem.problem()
     assert prob.control is not None
@@ -103,3 +107,29 @@ def test_an_explicit_method_that_gives_up_says_what_to_take():
         sol = ct.solve(prob, ct.Dopri5(), max_steps=5000, dense=False)
     assert sol.retcode is ct.ReturnCode.MAX_STEPS
     assert sol.ts[-1] < prob.tspan[1]
+
+
+def test_benchmark_finds_what_is_not_as_it_should_be():
+    script = runpy.run_path(str(SCRIPT))
+    robertson, gates = PROBLEMS[0], GATES[1]
+    result = script["measure"]((1e-3, 1e-4), (robertson, gates))
+    assert script["misses"](result) == []
+    text = script["table"](result)
+    assert all(
+        name in text for name in ("Robertson", "gates, held", "LSODA", "Dopri5", "ExponentialMidpoint")
+    )
+    assert len(script["draw"](result).axes) == 6
+
+    def spoilt(problem: StiffProblem, method: str, **factors: float) -> list[str]:
+        chosen = (result.problem == problem.name) & (result.method == method)
+        changes = {
+            name: result[name].where(~chosen, factor * result[name]) for name, factor in factors.items()
+        }
+        return script["misses"](result.assign(changes))
+
+    (miss,) = spoilt(robertson, "BDF", error=1e3)
+    assert miss.startswith("Robertson, BDF")
+    (miss,) = spoilt(gates, "ExponentialMidpoint", evaluations=3.0)
+    assert "ExponentialMidpoint" in miss
+    (miss,) = spoilt(gates, "ExponentialMidpoint", relative=1e3)
+    assert "ExponentialMidpoint" in miss
