@@ -23,6 +23,7 @@ import torch
 import xarray as xr
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 import ctgate as ct
 from ctgate.algorithms import Algorithm
@@ -183,6 +184,7 @@ def draw(result: xr.Dataset) -> Figure:
                     one.evaluations, one.error, marker=marker, ms=4.5, lw=1.2, color=colour, label=method
                 )
         axes.set(xscale="log", yscale="log", xlabel="evaluations of the field", ylabel="error")
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_title(problem.name, loc="left", fontsize=11, color=INK)
         axes.grid(True, color="#e6e8ec", lw=0.7)
         axes.spines[["top", "right"]].set_visible(False)
