@@ -4,6 +4,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -156,17 +157,15 @@ class FunctionControl(Control):
         """u as a function of the time of each sample, in the piece with this number."""
         bounds = [self._inside(piece) for piece in pieces.reshape(-1).tolist()]
 
-        def value(t: float | Tensor) -> Tensor:
-            times = torch.as_tensor(t, dtype=torch.float64).expand(pieces.shape)
-            return self._own_rows(times, lambda time, k: self._value(time.clamp(*bounds[k])))
-
-        return value
+        return lambda t: self._own_rows(
+            torch.as_tensor(t, dtype=torch.float64).expand(pieces.shape),
+            lambda time, k: self._value(time.clamp(*bounds[k])),
+        )
 
     def _own_rows(self, t: Tensor, read: Callable[[Tensor, int], Tensor]) -> Tensor:
         """What each sample, number k of the batch, reads at its own time: its row of ``read(t[k], k)``."""
-        rows = []
-        for k, time in enumerate(t.reshape(-1).unbind(0)):
-            rows.append(self._spread(read(time, k), t.shape).reshape(t.numel(), -1)[k])
+        times = zip(np.ndindex(*t.shape), t.reshape(-1).unbind(0), strict=True)
+        rows = [self._spread(read(time, k), t.shape)[own] for k, (own, time) in enumerate(times)]
         if not rows:
             # No sample asks; fn says what a row looks like at a time of its own choice.
             low, high = self.support
@@ -189,7 +188,7 @@ class FunctionControl(Control):
         if not self._knots and (low, high) == (-math.inf, math.inf):
             # Nothing to look up, so t may be without a value, as under vmap.
             return self._value(t)
-        number = float(t)
+        number = float(t.detach())
         self._domain.check(number)
         rounding = rounding_of(number, self.resolution)
         after = bisect_right(self._knots, number + rounding)

@@ -220,10 +220,10 @@ class SampledControl(Control):
         return [self._sample_piece(rows[j :: len(start)], part) for j, part in enumerate(frames)]
 
     def _sample_piece(self, values: tuple[Tensor, ...], frame: tuple[Tensor, ...]) -> Piece:
-        def value(t: float | Tensor) -> Tensor:
-            return self._read(values, frame, t.unsqueeze(-1) if isinstance(t, Tensor) and t.ndim else t)
-
-        return Piece(value, (*values, *(part for part in frame if part.requires_grad)))
+        return Piece(
+            lambda t: self._read(values, frame, t.unsqueeze(-1) if isinstance(t, Tensor) and t.ndim else t),
+            (*values, *(part for part in frame if part.requires_grad)),
+        )
 
     def _at(self, t: float, side: str) -> Piece:
         """The piece that one time falls into."""

@@ -196,3 +196,82 @@ def test_calls_that_are_refused():
         control.on(0.4, 0.4)
     with pytest.raises(ValueError, match=r"t is -1\.0 and FunctionControl"):
         control.on(-1.0, 0.4)
+
+
+def scaled(t):
+    """(sample, channel): each sample has a frequency of its own."""
+    return torch.sin(torch.outer(torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64) * t, torch.ones(2)))
+
+
+def test_each_sample_has_its_own_row_at_its_own_time():
+    times = torch.tensor([[0.1, 0.2, 0.3], [1.0, 2.0, 4.0]], dtype=torch.float64)
+    expected = torch.sin(times * torch.tensor([1.0, 2.0, 3.0])).unsqueeze(-1).expand(2, 3, 2)
+    control = FunctionControl(scaled)
+    torch.testing.assert_close(control(times), expected)
+    (piece, last) = control.on_samples(times - 0.1, times + 0.1)
+    torch.testing.assert_close(piece(times[0]), expected[0])
+    torch.testing.assert_close(last(times[1]), expected[1])
+    torch.testing.assert_close(piece(0.5), scaled(torch.tensor(0.5)))
+    # Two dimensions of samples, of which fn knows the last.
+    many = torch.stack([times, 2.0 * times], 1)
+    found = control(many)
+    assert found.shape == (2, 2, 3, 2)
+    torch.testing.assert_close(
+        found[:, 1], torch.sin(many[:, 1, :, None] * torch.tensor([[1.0], [2.0], [3.0]])).expand(2, 3, 2)
+    )
+
+
+def test_a_row_for_all_samples_is_read_at_each_ones_time():
+    control = FunctionControl(sine)
+    times = torch.tensor([[0.1, 0.7]], dtype=torch.float64)
+    expected = torch.stack([sine(t) for t in times[0]])
+    assert torch.equal(control(times), expected[None])
+    (piece,) = control.on_samples(times, times)
+    assert torch.equal(piece(times[0]), expected)
+    (piece,) = control.on_samples(torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64))
+    assert torch.equal(piece(times[0, 0]), expected[0])
+
+
+def test_the_side_of_a_knot_is_chosen_in_each_sample():
+    control = FunctionControl(lambda t: torch.floor(t).reshape(1), knots=[1.0, 2.0], support=(0.0, 2.0))
+    assert control.sample_knots.tolist() == [1.0, 2.0]
+    assert [(end.shape, end.item()) for end in control.sample_support] == [((), 0.0), ((), 2.0)]
+    start = torch.tensor([[0.0, 1.0], [1.0, 1.5], [2.0, 1.0]], dtype=torch.float64)
+    stop = torch.tensor([[1.0, 1.5], [2.0, 2.0], [2.0, 1.0]], dtype=torch.float64)
+    pieces = control.on_samples(start, stop)
+    for ends in (start, stop):
+        values = [piece(t).flatten().tolist() for piece, t in zip(pieces, ends, strict=True)]
+        assert values[:2] == [[0.0, 1.0], [1.0, 1.0]]
+    times = torch.tensor([[1.0, 0.5]], dtype=torch.float64)
+    assert control(times, "left").flatten().tolist() == [0.0, 0.0]
+    assert control(times, "right").flatten().tolist() == [1.0, 0.0]
+
+
+def test_gradients_in_the_time_of_each_sample():
+    control = FunctionControl(scaled, knots=[0.5])
+    t = torch.tensor([[0.1, 0.2, 0.9]], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(control, t)
+    (piece,) = control.on_samples(t - 0.01, t + 0.01)
+    assert torch.autograd.gradcheck(piece, t[0])
+
+
+def test_no_samples_at_all():
+    control = FunctionControl(sine, support=(1.0, 3.0))
+    empty = torch.zeros(2, 0, dtype=torch.float64)
+    assert control(empty).shape == (2, 0, 2)
+    assert [piece(empty[0]).shape for piece in control.on_samples(empty, empty)] == [(0, 2)] * 2
+
+
+def test_samples_that_are_refused():
+    control = FunctionControl(scaled, knots=[0.5], support=(0.0, 1.0))
+    with pytest.raises(
+        ValueError, match=r"returned shape \(3, 2\) and t has one time per sample of a batch \(2,\)"
+    ):
+        control(torch.zeros(1, 2))
+    with pytest.raises(ValueError, match=r"t is 1\.5 and FunctionControl is known"):
+        control(torch.tensor([[0.0, 1.5, 0.0]]))
+    zero = torch.zeros(1, 3, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"stop\[0, 0\] is 1\.5 and .* in sample \(0,\); .*wider support="):
+        control.on_samples(zero, zero + 1.5)
+    with pytest.raises(ValueError, match=r"interval 0 of sample \(0,\) is .* has the knot 0\.5 inside"):
+        control.on_samples(zero + 0.25, zero + 0.75)
