@@ -6,8 +6,9 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.func import vmap
 
-from ctgate.fields.jacobian import Jacobian, differentiate
+from ctgate.fields.jacobian import Jacobian, pullback, unit_vectors
 
 # One time, or a column with one time per sample.
 Time = float | Float[Tensor, ""] | Float[Tensor, "*#batch 1"]
@@ -113,21 +114,22 @@ class VectorField(nn.Module, abc.ABC):
     ) -> Jacobian:
         r"""d(dh/dt)/dh, split into the rate and all else: :func:`ctgate.jacobian` without its checks.
 
-        A field that does not define it gets it from :meth:`rate_drive` by forward differentiation along all
-        unit vectors at once, as :math:`\partial_j \mathrm{drive}_i - h_i \partial_j \mathrm{rate}_i`. No
-        sample's result may then depend on another sample's state.
+        A field that does not define it gets it from :meth:`rate_drive` by reverse differentiation, all rows
+        :math:`\partial_j \mathrm{drive}_i - h_i \partial_j \mathrm{rate}_i` at once. No sample's result may
+        then depend on another sample's state.
 
         Source: THEORY.md 3.
         """
-        (rate, _), (rates, drives) = differentiate(lambda x: self.rate_drive(t, x, u), h)
-        return Jacobian(rate[0], (drives - h * rates).movedim(0, -1))
+        (rate, _), pull = pullback(lambda x: self.rate_drive(t, x, u), h)
+        rows: Tensor = vmap(lambda unit: pull((-h * unit, unit)))(unit_vectors(h))
+        return Jacobian(rate, rows.movedim(0, -2))
 
     def input_jacobian(
         self, t: Time, h: Float[Tensor, "*batch state"], u: Float[Tensor, "*#batch channel"] | None = None
     ) -> Float[Tensor, "*batch state channel"]:
         """d(dh/dt)/du [state/time per unit of input], one row per state variable; no columns without u.
 
-        A field that does not define it gets it by forward differentiation, as :meth:`jacobian`.
+        A field that does not define it gets it by reverse differentiation, as :meth:`jacobian`.
 
         Source: THEORY.md 3.
         """
@@ -135,7 +137,9 @@ class VectorField(nn.Module, abc.ABC):
             self.check_arguments(h, u)
             return h.new_zeros(*h.shape, 0)
         own = u.expand(*h.shape[:-1], u.shape[-1])
-        return differentiate(lambda v: self.forward(t, h, v), own)[1].movedim(0, -1)
+        _, pull = pullback(lambda v: self.forward(t, h, v), own)
+        rows: Tensor = vmap(pull)(unit_vectors(h))
+        return rows.movedim(0, -2)
 
     def initial_state(self, batch_shape: Sequence[int] = ()) -> Float[Tensor, "*batch state"]:
         """Zeros of shape ``(*batch_shape, state)`` in the dtype and on the device of the parameters.
@@ -193,8 +197,8 @@ def jacobian(
     .. math:: A = \frac{\partial (dh/dt)}{\partial h} = -D_{\mathrm{leak}} + \mathrm{coupling} .
 
     Analytic for the gated fields and for a :class:`ctgate.Stack` of them. :class:`ctgate.Field` and fields of
-    one's own are differentiated forwards, along all unit vectors at once: there no sample's dh/dt may depend
-    on another sample's state, and a ``Field`` leaks nothing, so all of A is coupling. The result is made of
+    one's own are differentiated in reverse, all rows at once: there no sample's dh/dt may depend on another
+    sample's state, and a ``Field`` leaks nothing, so all of A is coupling. The result is made of
     differentiable operations, and ``torch.func`` passes through it.
 
     Parameters:

@@ -7,7 +7,7 @@ from typing import TypeVar
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.func import jvp, vmap
+from torch.func import vjp
 
 Value = TypeVar("Value")
 
@@ -35,23 +35,20 @@ class Jacobian:
         return self.coupling - torch.diag_embed(self.leak)
 
 
-def differentiate(
-    function: Callable[[Tensor], Value], x: Float[Tensor, "*batch size"]
-) -> tuple[Value, Value]:
-    """Derivatives along the unit vectors of the last dimension, stacked in front, and as many equal values.
+def pullback(function: Callable[[Tensor], Value], x: Tensor) -> tuple[Value, Callable[[Value], Tensor]]:
+    """``function(x)``, and the map from weights of the value to the gradient of the weighted sum by x.
 
-    All samples at once: no sample's result may depend on another's argument. ``function`` returns a tensor or
-    a tuple of tensors ``(*batch, ...)``, without in-place operations or branches on values.
+    The value is a tensor or a tuple of tensors. Derivatives in ctgate are made of this and not of forward
+    ones: torch 2.13 has forward derivatives of layer_norm and batch_norm whose gradient is wrong.
     """
+    value, pull, *_ = vjp(function, x)
+    return value, lambda weights: pull(weights)[0]
 
-    def push(direction: Tensor) -> tuple[Value, Value]:
-        pushed = jvp(function, (x,), (direction.expand(x.shape),))
-        return pushed[0], pushed[1]
 
-    basis = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
-    # One value would do, but vmap inside vmap cannot return what it has not stacked.
-    values, derivatives = vmap(push)(basis)
-    return values, derivatives
+def unit_vectors(h: Float[Tensor, "*batch state"]) -> Float[Tensor, "state *batch state"]:
+    """The unit vectors of the state space, stacked in front, each repeated for all samples."""
+    unit = torch.eye(h.shape[-1], dtype=h.dtype, device=h.device)
+    return unit.reshape(-1, *(1,) * (h.ndim - 1), h.shape[-1]).expand(-1, *h.shape)
 
 
 def scale_rows(

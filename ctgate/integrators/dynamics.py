@@ -40,6 +40,10 @@ class Dynamics:
         """d(dh/dt)/dh, leak and coupling, as a function of (t, h) under the input ``u``."""
         return partial(self._jacobian, u)
 
+    def input_jacobian(self, u: Input) -> Callable[[float | Tensor, Tensor], Tensor]:
+        """d(dh/dt)/du as a function of (t, h) under the input ``u``."""
+        return partial(self._input_jacobian, u)
+
     def _derivative(self, u: Input, t: float | Tensor, h: Tensor) -> Tensor:
         self._count()
         value: Tensor = self.prob.call("forward", beside(t), h, u(t))
@@ -57,6 +61,10 @@ class Dynamics:
 
     def _jacobian(self, u: Input, t: float | Tensor, h: Tensor) -> Jacobian:
         jacobian: Jacobian = self.prob.call("jacobian", beside(t), h, u(t))
+        return jacobian
+
+    def _input_jacobian(self, u: Input, t: float | Tensor, h: Tensor) -> Tensor:
+        jacobian: Tensor = self.prob.call("input_jacobian", beside(t), h, u(t))
         return jacobian
 
     def _count(self) -> None:

@@ -201,6 +201,17 @@ def test_a_wrapped_function_leaks_nothing(tools, per_sample):
     assert_near(own.full(), by_state(field, t, h, u))
 
 
+def test_the_gradient_is_right_through_layer_norm(tools):
+    """torch 2.13 loses a part of it when it differentiates a forward derivative."""
+    matrix = tools.randn(4, 4, seed=3)
+    norm = torch.nn.LayerNorm(4, dtype=torch.float64)
+    field = Field(lambda t, h, u: torch.tanh(norm(h @ matrix) * u))
+    h = tools.randn(2, 4).requires_grad_()
+    u = tools.randn(2, 4, seed=2)
+    assert torch.autograd.gradcheck(lambda h: jacobian(field, 0.0, h, u).full(), h)
+    assert torch.autograd.gradcheck(lambda h: field.input_jacobian(0.0, h, u), h)
+
+
 @pytest.mark.parametrize(
     "phi", [torch.nn.functional.softplus, torch.sin, torch.nn.PReLU(dtype=torch.float64)]
 )
