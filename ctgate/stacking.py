@@ -1,0 +1,354 @@
+"""Many problems as one, whose batch has a new leading dimension, and its solution taken apart again.
+
+A tensor that all problems share stays one; parameters and buffers that differ are stacked, and the field is
+evaluated by ``torch.func.vmap`` over them. Every problem keeps its own times, so one that fails stands still
+and the others go on.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from ctgate.algorithms import FixedStepAlgorithm
+from ctgate.controls import Control
+from ctgate.controls.sampled import SampledControl
+from ctgate.dense import Dense, live_dense
+from ctgate.fields import VectorField
+from ctgate.fields.base import Gates, Time
+from ctgate.fields.jacobian import Jacobian
+from ctgate.guard import Unchanged
+from ctgate.problem import ODEProblem, _Method
+from ctgate.retcode import ReturnCode
+from ctgate.solution import Solution
+
+# What every module has; hooks are not compared.
+_MODULE = frozenset(vars(nn.Module())) - {"training"}
+_PLAIN = (bool, int, float, str, slice, torch.dtype, torch.device)
+
+
+def groups(probs: Sequence[ODEProblem]) -> list[list[int]]:
+    """Numbers of the problems that :func:`stack` can make one of, in order of first appearance.
+
+    Together go fields of one class, with equal sizes and options and equal shapes of parameters; states of
+    one shape; and either one control that all share or sampled controls of one kind.
+    """
+    found: list[list[int]] = []
+    for number, prob in enumerate(probs):
+        own = next((members for members in found if _fit(probs[members[0]], prob)), None)
+        if own is None:
+            found.append([number])
+        else:
+            own.append(number)
+    return found
+
+
+def stack(probs: Sequence[ODEProblem]) -> ODEProblem:
+    """One problem of problems that fit (:func:`groups`), with h0 ``(problem, *batch, state)`` and times per
+    sample."""
+    h0 = torch.stack([prob.h0 for prob in probs])
+    spans = [prob.sample_spans() for prob in probs]
+    start, stop = (torch.stack(times) for times in zip(*spans, strict=True))
+    field, parameters = _stacked_field(probs)
+    control = _stacked_control([prob.control for prob in probs], probs[0].h0.shape[:-1])
+    return ODEProblem(field, h0, (start, stop), control, parameters)
+
+
+def split(sol: Solution, probs: Sequence[ODEProblem], saves: int) -> list[Solution]:
+    """The solution of each problem out of that of ``stack(probs)``, as if each had been solved alone.
+
+    ``saves`` is the number of dimensions of ``saveat``, 0 without it. Each has its own problem, codes and
+    dense output; ``stats`` is that of all together.
+    """
+    return [_part(sol, number, prob, saves) for number, prob in enumerate(probs)]
+
+
+class StackedField(VectorField):
+    r"""n fields of one class side by side, :math:`dh_k/dt = f(t, h_k, u_k; \theta_k)`, for states
+    ``(..., n, *batch, state)`` of which ``inner`` dimensions are the batch of one field.
+
+    ``template`` is one of the fields. Its parameters and buffers are this field's parameters ``p0``, ``p1``,
+    ... (placeholders: values come from the problem's ``parameters``), with n in front where they differ.
+
+    Source: torch.func.vmap over torch.func.functional_call.
+    """
+
+    def __init__(
+        self, template: VectorField, tensors: dict[str, Tensor], stacked: set[str], inner: int
+    ) -> None:
+        super().__init__(input_size=template.input_size, state_size=template.state_size)
+        # In a tuple, so that the template's own parameters are not taken for this field's.
+        self._template = (template,)
+        self._names = list(tensors)
+        self._stacked = stacked
+        self._inner = inner
+        self.autonomous = template.autonomous
+        self.gate_names = template.gate_names
+        for key, tensor in zip(self._keys(), tensors.values(), strict=True):
+            placeholder = tensor.new_empty(()).expand(tensor.shape)
+            self.register_parameter(key, nn.Parameter(placeholder, requires_grad=False))
+
+    def _keys(self) -> list[str]:
+        return [f"p{number}" for number in range(len(self._names))]
+
+    @property
+    def components(self) -> dict[str, slice]:
+        """Those of one field."""
+        return self._template[0].components
+
+    @property
+    def output(self) -> slice:
+        """That of one field."""
+        return self._template[0].output
+
+    def rate_drive(
+        self, t: Time, h: Float[Tensor, "*batch state"], u: Float[Tensor, "*#batch channel"] | None = None
+    ) -> tuple[Float[Tensor, "*batch state"], Float[Tensor, "*batch state"]]:
+        """The fields' own."""
+        rate, drive = self._each("rate_drive", t, h, u)
+        return rate, drive
+
+    def forward(
+        self, t: Time, h: Float[Tensor, "*batch state"], u: Float[Tensor, "*#batch channel"] | None = None
+    ) -> Float[Tensor, "*batch state"]:
+        """The fields' own."""
+        value: Tensor = self._each("forward", t, h, u)
+        return value
+
+    def gates(
+        self, t: Time, h: Float[Tensor, "*batch state"], u: Float[Tensor, "*#batch channel"] | None = None
+    ) -> Gates:
+        """The fields' own."""
+        gates: Gates = self._each("gates", t, h, u)
+        return gates
+
+    def jacobian(
+        self, t: Time, h: Float[Tensor, "*batch state"], u: Float[Tensor, "*#batch channel"] | None = None
+    ) -> Jacobian:
+        """The fields' own."""
+        leak, coupling = self._each("jacobian", t, h, u)
+        return Jacobian(leak, coupling)
+
+    def input_jacobian(
+        self, t: Time, h: Float[Tensor, "*batch state"], u: Float[Tensor, "*#batch channel"] | None = None
+    ) -> Float[Tensor, "*batch state channel"]:
+        """The fields' own."""
+        value: Tensor = self._each("input_jacobian", t, h, u)
+        return value
+
+    def _each(self, method: str, t: Time, h: Tensor, u: Tensor | None) -> Any:
+        """A method of every field, by vmap over the dimension that counts the fields."""
+        template = _Method(self._template[0], method)
+        place = -(2 + self._inner)
+        tensors: dict[str, Tensor] = {
+            name: getattr(self, key) for name, key in zip(self._names, self._keys(), strict=True)
+        }
+        if u is not None and u.ndim >= -place:
+            shape = list(u.shape)
+            shape[place] = h.shape[place]
+            u = u.expand(shape)
+        own_times = isinstance(t, Tensor) and t.ndim > 0
+
+        def call(own: dict[str, Tensor], t: Time, h: Tensor, u: Tensor | None) -> Any:
+            # One field without a batch sees one time, as it does alone.
+            time = t.squeeze(-1) if isinstance(t, Tensor) and own_times and self._inner == 0 else t
+            state = {f"field.{name}": tensor for name, tensor in {**tensors, **own}.items()}
+            value = functional_call(template, state, (time, h, u))
+            return (value.leak, value.coupling) if isinstance(value, Jacobian) else value
+
+        dims = (0, 0 if own_times else None, place, None if u is None or u.ndim < -place else place)
+        wider: dict[str, int | tuple[int, ...]] = {
+            "jacobian": (place, place - 1),
+            "input_jacobian": place - 1,
+        }
+        own = {name: tensors.pop(name) for name in self._stacked}
+        try:
+            return vmap(call, in_dims=dims if own else (None, *dims[1:]), out_dims=wider.get(method, place))(
+                own, t, h, u
+            )
+        except RuntimeError as error:
+            if "vmap" not in str(error):
+                raise
+            raise TypeError(
+                f"in a batch of trajectories the field is evaluated under torch.func.vmap, which does not "
+                f"pass through {type(self._template[0]).__name__}.{method}; use ensemble=EnsembleSerial()"
+            ) from error
+
+
+def _tensors(prob: ODEProblem) -> dict[str, Tensor]:
+    """Parameters in force and buffers, by name; those of another dtype than the state stay out."""
+    tensors = {**prob.named_parameters(), **dict(prob.field.named_buffers())}
+    return {name: tensor for name, tensor in tensors.items() if tensor.dtype == prob.h0.dtype}
+
+
+def _fit(one: ODEProblem, other: ODEProblem) -> bool:
+    return (
+        _alike(one.h0, other.h0)
+        and _same_structure(one.field, other.field, one.h0.dtype)
+        and _controls_fit(one.control, other.control)
+    )
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    return (one.shape, one.dtype, one.device) == (other.shape, other.dtype, other.device)
+
+
+def _same_structure(one: VectorField, other: VectorField, dtype: torch.dtype) -> bool:
+    """Whether two fields differ in the values of their parameters and buffers only."""
+    if one is other:
+        return True
+    modules, others = list(one.named_modules()), list(other.named_modules())
+    if [(name, type(module)) for name, module in modules] != [
+        (name, type(module)) for name, module in others
+    ]:
+        return False
+    for (_, module), (_, twin) in zip(modules, others, strict=True):
+        plain, own = (
+            {key: value for key, value in vars(m).items() if key not in _MODULE} for m in (module, twin)
+        )
+        if not _equal(plain, own):
+            return False
+    tensors, twins = (
+        {**dict(field.named_parameters()), **dict(field.named_buffers())} for field in (one, other)
+    )
+    return tensors.keys() == twins.keys() and all(
+        _alike(tensor, twins[name]) and (tensor.dtype == dtype or tensor is twins[name])
+        for name, tensor in tensors.items()
+    )
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Equality of options; anything but plain values must be the same object."""
+    if one is other:
+        return True
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(_equal, one, other))
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_equal(one[key], other[key]) for key in one)
+    return isinstance(one, _PLAIN) and bool(one == other)
+
+
+def _controls_fit(one: Control | None, other: Control | None) -> bool:
+    if one is other:
+        return True
+    return (
+        isinstance(one, SampledControl)
+        and isinstance(other, SampledControl)
+        and type(one) is type(other)
+        and one._hold == other._hold
+        and one.channels == other.channels
+        and one.resolution == other.resolution
+        and (one.xs.dtype, one.xs.device) == (other.xs.dtype, other.xs.device)
+    )
+
+
+def _stacked_field(probs: Sequence[ODEProblem]) -> tuple[VectorField, dict[str, Tensor] | None]:
+    first = probs[0]
+    columns = [_tensors(prob) for prob in probs]
+    tensors: dict[str, Tensor] = {}
+    stacked = set()
+    for name, tensor in columns[0].items():
+        same = all(column[name] is tensor for column in columns)
+        tensors[name] = tensor if same else torch.stack([column[name] for column in columns])
+        if not same:
+            stacked.add(name)
+    if not stacked and first.field.autonomous:
+        # Such a field takes any leading dimensions.
+        return first.field, None if first.parameters is None else dict(first.parameters)
+    field = StackedField(first.field, tensors, stacked, first.h0.ndim - 1)
+    return field, dict(zip(field._keys(), tensors.values(), strict=True))
+
+
+def _stacked_control(controls: Sequence[Control | None], batch: torch.Size) -> Control | None:
+    """One control of all: the one that all share, or one with a sample for each."""
+    first = controls[0]
+    if all(control is first for control in controls):
+        return first
+    sampled = [control for control in controls if isinstance(control, SampledControl)]
+    model = sampled[0]
+    xs = [control.xs.expand(len(control.xs), *batch, control.channels) for control in sampled]
+    rows = max(map(len, xs))
+    values = torch.stack([_padded(x, rows, 0.0) for x in xs], dim=1)
+    if all(control.shared and control.knots == model.knots for control in sampled):
+        times = model.ts
+    else:
+        own = [_own_times(control, batch) for control in sampled]
+        times = torch.stack([_padded(ts, max(map(len, own)), torch.nan) for ts in own], dim=1)
+    joint = type(model)(times, values, extrapolate="hold" if model._hold else None)
+    # Knots are kept in float64, in whatever precision they came.
+    joint.resolution = model.resolution
+    return joint
+
+
+def _own_times(control: SampledControl, batch: torch.Size) -> Tensor:
+    """The knots of each sample (knot, *batch), NaN where a sample repeats its last one."""
+    knots = control.sample_knots
+    repeated = torch.cat([knots[:1].isnan(), knots[1:] <= knots[:-1]])
+    times = torch.where(repeated, torch.nan, knots)
+    return times.reshape(len(times), *(1,) * (1 + len(batch) - times.ndim), *times.shape[1:]).expand(
+        -1, *batch
+    )
+
+
+def _padded(rows: Tensor, count: int, value: float) -> Tensor:
+    return torch.cat([rows, rows.new_full((count - len(rows), *rows.shape[1:]), value)])
+
+
+def _part(sol: Solution, number: int, prob: ODEProblem, saves: int) -> Solution:
+    # Alone, all samples of this problem would take the same steps.
+    one_clock = isinstance(sol.alg, FixedStepAlgorithm) and not prob.per_sample
+    codes = None if sol.retcodes is None else sol.retcodes[number, ...]
+    code = sol.retcode
+    if codes is not None:
+        code = next((own for own in codes.reshape(-1).tolist() if not own.good), ReturnCode.SUCCESS)
+    ts, hs = sol.ts[:, number], sol.hs[:, number]
+    if not saves:
+        ts, hs = _without_rest(ts, hs, one_clock)
+    elif saves == 1 and not prob.per_sample:
+        ts = _first_column(ts)
+    if saves and one_clock:
+        reached = ~hs.detach().isnan().reshape(len(hs), -1).any(-1)
+        ts, hs = ts[reached], hs[reached]
+    unchanged = Unchanged(prob)
+    dense = sol.dense
+    if isinstance(dense, Dense):
+        nodes, states = _without_rest(dense.ts[:, number], dense.hs[:, number], one_clock)
+        dense = live_dense(prob, sol.alg, nodes, states, unchanged)
+    return dataclasses.replace(
+        sol,
+        ts=ts,
+        hs=hs,
+        retcode=code,
+        message=_message(sol, number, code, ts),
+        prob=prob,
+        dense=dense,
+        retcodes=None if one_clock else codes,
+        unchanged=unchanged,
+    )
+
+
+def _message(sol: Solution, number: int, code: ReturnCode, ts: Tensor) -> str:
+    """The message of the whole is that of the first problem that failed."""
+    if sol.retcodes is not None and code is not ReturnCode.SUCCESS:
+        failed = [not all(own.good for own in codes.reshape(-1).tolist()) for codes in sol.retcodes[:, None]]
+        if failed.index(True) != number:
+            reached = f" It reached t = {float(ts.detach()[-1].max()):.9g}." if len(ts) else ""
+            return f"{code.message}{reached}"
+    return code.message if code is ReturnCode.SUCCESS else sol.message
+
+
+def _without_rest(ts: Tensor, hs: Tensor, one_clock: bool) -> tuple[Tensor, Tensor]:
+    """Nodes without those at the end at which nobody moves; on one clock, at which somebody does not."""
+    moves = (ts.detach()[1:] > ts.detach()[:-1]).reshape(len(ts) - 1, -1)
+    count = 1 + int((moves.all(-1) if one_clock else moves.any(-1)).sum())
+    return (_first_column(ts) if one_clock else ts)[:count], hs[:count]
+
+
+def _first_column(ts: Tensor) -> Tensor:
+    return ts.reshape(len(ts), -1)[:, 0]
