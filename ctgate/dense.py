@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -201,6 +201,7 @@ def _evaluate(prob: ODEProblem, method: str, ts: Tensor, hs: Tensor, side: str) 
     return torch.stack(rows)
 
 
+@runtime_checkable
 class Extension(Protocol):
     """The continuous extension of a solution, a function of time."""
 

@@ -55,7 +55,7 @@ class SampleGrid:
 
     def tensor(self, values: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> Tensor:
         """Numbers (..., sample) as a tensor (..., *batch)."""
-        return torch.from_numpy(values).to(self.device).reshape(*values.shape[:-1], *self.batch)
+        return torch.from_numpy(values).to(self.device).reshape((*values.shape[:-1], *self.batch))
 
     def inputs(self, start: Tensor, stop: Tensor) -> Sequence[Input]:
         """The inputs on intervals (n, *batch), each inside one knot interval of each sample."""
