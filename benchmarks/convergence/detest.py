@@ -25,19 +25,19 @@ from ctgate.experiments.convergence.series import write
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.reference.compare import LIMITS, MEDIAN, TIMES, by_ctgate, by_scipy
-from tests.reference.detest import PROBLEMS
+from tests.reference.detest import PROBLEMS, Problem
 
 SOLVERS = ("ctgate Dopri5", "scipy RK45")
 PRESETS = {"quick": (1e-3, 1e-6), "full": tuple(LIMITS)}
 INK = "#22262e"
 
 
-def measure(tolerances: Sequence[float]) -> xr.Dataset:
+def measure(tolerances: Sequence[float], problems: Sequence[Problem] = PROBLEMS) -> xr.Dataset:
     """Both solvers on every problem at every tolerance, against DOP853 at 1e-13."""
     dims = ("problem", "rtol", "solver")
-    shape = (len(PROBLEMS), len(tolerances), len(SOLVERS))
+    shape = (len(problems), len(tolerances), len(SOLVERS))
     end, path, evaluations = np.empty(shape), np.empty(shape), np.empty(shape, dtype=int)
-    for p, problem in enumerate(PROBLEMS):
+    for p, problem in enumerate(problems):
         exact = by_scipy(problem, "DOP853", 1e-13, TIMES).states
         for k, tolerance in enumerate(tolerances):
             both = (
@@ -58,10 +58,10 @@ def measure(tolerances: Sequence[float]) -> xr.Dataset:
             "end_ratio": labelled(end[..., 0] / end[..., 1], "error at t = 20, ctgate over scipy"),
             "path_ratio": labelled(path[..., 0] / path[..., 1], "error over the path, ctgate over scipy"),
             "evaluations": labelled(evaluations, "evaluations of the right-hand side"),
-            "title": ("problem", [one.title for one in PROBLEMS], {"long_name": "problem", "units": "1"}),
+            "title": ("problem", [one.title for one in problems], {"long_name": "problem", "units": "1"}),
         },
         coords={
-            "problem": ("problem", [one.name for one in PROBLEMS], {"long_name": "problem", "units": "1"}),
+            "problem": ("problem", [one.name for one in problems], {"long_name": "problem", "units": "1"}),
             "rtol": ("rtol", list(tolerances), {"long_name": "rtol = atol", "units": "1"}),
             "solver": ("solver", list(SOLVERS), {"long_name": "solver", "units": "1"}),
         },
@@ -128,7 +128,9 @@ def draw(result: xr.Dataset) -> Figure:
         for name in part.problem.values:
             for solver, style in zip(SOLVERS, styles, strict=True):
                 one = part.sel(problem=name, solver=solver)
-                axes.plot(one.evaluations, one.end_error, **style, label=solver if name == "A1" else None)
+                axes.plot(
+                    one.evaluations, one.end_error, **style, label=solver if name == part.problem[0] else None
+                )
             last = part.sel(problem=name, solver=SOLVERS[0]).isel(rtol=-1)
             axes.annotate(
                 str(name), (float(last.evaluations), float(last.end_error)), xytext=(6, -3),
