@@ -187,4 +187,6 @@ def _everywhere(u: Input, batch: torch.Size, device: torch.device) -> Input:
     """An input of times per sample, at one time for all of them."""
     if isinstance(u, NoInput):
         return u
-    return Piece(lambda t: u(torch.as_tensor(t, dtype=torch.float64, device=device).expand(batch)))
+    return Piece(
+        lambda t: u(torch.as_tensor(t, dtype=torch.float64, device=device).expand(batch)), held=u.held
+    )

@@ -20,14 +20,15 @@ class Piece:
     piece by piece; what the function of a :class:`FunctionControl` captures is
     not among them, but for a module's parameters. None of them is
     computed from another, and calls share no graph beyond them, so the gradients of several pieces and of
-    several calls add up, in any order.
+    several calls add up, in any order. ``held`` says that u is known to be the same at all times.
     """
 
-    __slots__ = ("_curve", "coefficients")
+    __slots__ = ("_curve", "coefficients", "held")
 
-    def __init__(self, curve: Curve, coefficients: tuple[Tensor, ...] = ()) -> None:
+    def __init__(self, curve: Curve, coefficients: tuple[Tensor, ...] = (), held: bool = False) -> None:
         self._curve = curve
         self.coefficients = coefficients
+        self.held = held
 
     def __call__(self, t: float | int | Tensor) -> Float[Tensor, "*batch channel"]:
         """u(t), also at both ends as the limit from inside."""

@@ -223,6 +223,7 @@ class SampledControl(Control):
         return Piece(
             lambda t: self._read(values, frame, t.unsqueeze(-1) if isinstance(t, Tensor) and t.ndim else t),
             (*values, *(part for part in frame if part.requires_grad)),
+            held=self._reads == 1,
         )
 
     def _at(self, t: float, side: str) -> Piece:
@@ -242,10 +243,10 @@ class SampledControl(Control):
         if inside == piece or not self._hold:
             # One row may play two parts, in the first piece; its gradient is still to be counted once.
             rows = {id(row): row for row in observations.values}
-            return Piece(self._curve(observations), tuple(rows.values()))
+            return Piece(self._curve(observations), tuple(rows.values()), held=self._reads == 1)
         left, right = observations.values[0], observations.values[:2][-1]
         held = left if piece < inside else right
-        return Piece(lambda t: held.clone(), (held,))
+        return Piece(lambda t: held.clone(), (held,), held=True)
 
     def _curve(self, observations: Observations) -> Curve:
         values, frame = observations.values, self._frame(observations.times)

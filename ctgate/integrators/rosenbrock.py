@@ -51,7 +51,7 @@ def rosenbrock23_attempt(
     steps are as long as the slow components allow. ``h`` is ``(*batch, state)`` and every sample has its own
     W, and its own :math:`\Delta` where ``step`` has times per sample. ``slope``, dh/dt at the start, saves an
     evaluation; :math:`f_2` is the next step's, and is evaluated with the estimate only. T is exact; for an
-    autonomous field it is the Jacobian by the input times du/dt.
+    autonomous field it is the Jacobian by the input times du/dt, and no work where the input is held.
 
     W is factorised once. Where it is singular or not finite the sample's result is NaN, and nothing is
     raised: a shorter step is the cure.
@@ -105,7 +105,7 @@ def _time_derivative(dynamics: Dynamics, step: Step, h: Tensor) -> Tensor | None
     u = step.u
     if not dynamics.prob.field.autonomous:
         return _along_time(lambda t: dynamics.rhs(u)(t, h), step.start)
-    if isinstance(u, NoInput):
+    if isinstance(u, NoInput) or u.held:
         return None
     speed = _along_time(u, step.start)
     return (dynamics.input_jacobian(u)(step.start, h) @ speed.unsqueeze(-1)).squeeze(-1)

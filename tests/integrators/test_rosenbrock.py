@@ -289,6 +289,28 @@ def test_work_is_counted_and_a_known_slope_saves_some():
     assert dynamics.stats.evaluations == 10
 
 
+@pytest.mark.parametrize("control", [ZeroOrderHold, LinearInterpolation])
+def test_a_held_input_needs_no_time_derivative(control, monkeypatch):
+    calls = []
+    whole = GRU.input_jacobian
+    monkeypatch.setattr(GRU, "input_jacobian", lambda *args: calls.append(args) or whole(*args))
+    generator = torch.Generator().manual_seed(2)
+    field = GRU(1, 3, dtype=torch.float64, generator=generator)
+    h = torch.randn(2, 3, dtype=torch.float64, generator=generator)
+    held = control is ZeroOrderHold
+    ts, xs = vector(0.0, 1.0), torch.ones(2, 2, 1, dtype=torch.float64)
+    dynamics = make(field, h, control(ts, xs[:1] if held else xs))
+    one_step(dynamics, 0.0, 0.5, h)
+    own = control(vector(0.0, 1.0)[:, None].expand(2, 2), xs[:1] if held else xs)
+    (piece,) = own.on_samples(vector(0.0, 0.1)[None], vector(0.5, 0.7)[None])
+    step = Step(vector(0.0, 0.1), vector(0.5, 0.7), vector(0.5, 0.6), piece)
+    rosenbrock23_attempt(dynamics, step, h, None, True)
+    assert len(calls) == (0 if held else 2)
+    beyond = control(ts, xs[:1] if held else xs, extrapolate="hold").on(2.0, 3.0)
+    rosenbrock23_attempt(dynamics, Step(2.0, 3.0, 1.0, beyond), h, None, True)
+    assert len(calls) == (0 if held else 2)
+
+
 @pytest.mark.parametrize("solver", ["torch's", "one that skips zeros"])
 def test_a_matrix_that_cannot_be_solved_spoils_its_sample_only(solver, monkeypatch):
     """W is 0 in the first sample and NaN in the last; neither raises, and neither passes as a result."""
@@ -317,11 +339,11 @@ def test_single_precision_stays_single(per_sample):
     dynamics = make(field, h, control)
     (cut,) = intervals(control, 0.0, 1.0)
     ends = (vector(0.1, 0.2, 0.3, 0.4), vector(0.5, 0.5, 0.5, 0.5)) if per_sample else (0.1, 0.5)
-    u = (lambda t: 2.0 * t.to(h).unsqueeze(-1)) if per_sample else cut.u
+    u = Piece(lambda t: 2.0 * t.to(h).unsqueeze(-1)) if per_sample else cut.u
     own = rosenbrock23_attempt(dynamics, Step(*ends, ends[1] - ends[0], u), h, None, True)
     assert {part.dtype for part in own} == {torch.float32}
     field64, h64 = field.double(), h.double()
     wide = make(field64, h64, LinearInterpolation(vector(0.0, 1.0), vector(0.0, 2.0).unsqueeze(-1)))
-    u = (lambda t: 2.0 * t.unsqueeze(-1)) if per_sample else intervals(wide.prob.control, 0.0, 1.0)[0].u
+    u = Piece(lambda t: 2.0 * t.unsqueeze(-1)) if per_sample else intervals(wide.prob.control, 0.0, 1.0)[0].u
     wanted = rosenbrock23_attempt(wide, Step(*ends, ends[1] - ends[0], u), h64, None, True)
     torch.testing.assert_close(own.h.double(), wanted.h, rtol=1e-5, atol=1e-6)
