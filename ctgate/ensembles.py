@@ -165,7 +165,7 @@ class EnsembleSolution:
     def __len__(self) -> int:
         return len(self._list())
 
-    def __getitem__(self, index: int) -> Any:
+    def __getitem__(self, index: int | slice) -> Any:
         return self._list()[index]
 
     def __iter__(self) -> Iterator[Any]:
@@ -228,7 +228,7 @@ def solve_ensemble(
         when the solve fails.
     progress: show a bar over trajectories (only on a terminal).
     throw: raise SolveError at the first trajectory that fails; without it one warning counts them.
-    stacklevel: whose line the warning names.
+    stacklevel: whose line the warning names: 1 is the caller's, 2 that of the caller's caller.
     options: those of ``solve``.
 
     Ctrl-C returns what is there. Gradients flow to the states, parameters and inputs that ``prob_func`` gave.
@@ -265,7 +265,7 @@ def solve_ensemble(
                 break
             bar.update(len(indices))
     solution = tally.solution()
-    _warn(solution, stacklevel + 1)
+    _warn(solution, stacklevel + 2)
     return solution
 
 
@@ -355,6 +355,8 @@ def _solve_batch(
         options = {**options, "saveat": saveat.unsqueeze(1) if saves > 1 else options["saveat"]}
     found: dict[int, Solution] = {}
     for members in groups(probs):
+        if any(sol.retcode is ReturnCode.INTERRUPTED for sol in found.values()):
+            raise KeyboardInterrupt
         own = [probs[number] for number in members]
         if own[0].h0.numel() == 0:
             parts = [solve_one(prob, alg, **options) for prob in own]
@@ -377,7 +379,7 @@ def _warn(solution: EnsembleSolution, stacklevel: int) -> None:
     done = len(solution.retcodes)
     if solution.interrupted:
         text = f"the ensemble was interrupted; {done} of {solution.trajectories} trajectories are there"
-        warnings.warn(text, RuntimeWarning, stacklevel=stacklevel + 1)
+        warnings.warn(text, RuntimeWarning, stacklevel=stacklevel)
     failed = [number for number in solution.failed if solution.retcodes[number] is not ReturnCode.INTERRUPTED]
     if failed:
         first = failed[0]
@@ -385,4 +387,4 @@ def _warn(solution: EnsembleSolution, stacklevel: int) -> None:
             f"{len(failed)} of {done} trajectories failed, first number {first} with "
             f"{solution.retcodes[first].name}: {solution.messages[first]}"
         )
-        warnings.warn(text, RuntimeWarning, stacklevel=stacklevel + 1)
+        warnings.warn(text, RuntimeWarning, stacklevel=stacklevel)

@@ -17,14 +17,16 @@ from ctgate.ensembles import (
 )
 from tests.typechecker import unchecked
 
-SIZE, CHANNELS, COUNT = 3, 2, 5
+SIZE, CHANNELS, COUNT = 3, 2, 4
 F64 = {"dtype": torch.float64}
-FIXED = (ct.RK4(dt=0.07), ct.ExponentialMidpoint(dt=0.07), ct.Euler(dt=0.05))
+FIXED = (ct.RK4(dt=0.2), ct.ExponentialMidpoint(dt=0.2), ct.Euler(dt=0.15))
 ADAPTIVE = (ct.Dopri5(), ct.Bosh3(), ct.Tsit5(), ct.Rosenbrock23())
 
 
 def quiet(prob, alg, **options):
-    """A solve that says nothing when it fails."""
+    """A solve that says nothing when it fails, at loose tolerances: batching must not matter at any."""
+    if alg.adaptive:
+        options = {"rtol": 1e-2, "atol": 1e-4, **options}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         return ct.solve(prob, alg, **options)
@@ -37,7 +39,7 @@ def run(eprob, alg, ensemble, **options):
 @pytest.fixture
 def prob():
     generator = torch.Generator().manual_seed(1)
-    field = ct.MultiGate(CHANNELS, SIZE, tau=0.3, generator=generator, **F64)
+    field = ct.MultiGate(CHANNELS, SIZE, tau=0.3, generator=generator, **F64).requires_grad_(False)
     xs = torch.randn(4, CHANNELS, generator=generator, **F64)
     h0 = torch.randn(SIZE, generator=generator, **F64)
     return ct.ODEProblem(field, h0, (0.0, 1.0), ct.ZeroOrderHold([0.0, 0.25, 0.5, 0.9, 1.0], xs))
@@ -60,7 +62,7 @@ def vary_parameters(prob, ctx):
 
 def vary_fields(prob, ctx):
     field = ct.MultiGate(CHANNELS, SIZE, tau=0.2 + 0.1 * ctx.index, generator=ctx.generator, **F64)
-    return ct.remake(prob, field=field)
+    return ct.remake(prob, field=field.requires_grad_(False))
 
 
 def vary_inputs(prob, ctx):
@@ -100,13 +102,13 @@ def test_batching_does_not_matter(prob, vary, alg):
     eprob = EnsembleProblem(prob, vary, COUNT)
     serial = run(eprob, alg, EnsembleSerial())
     # Each trajectory as a person would solve it alone, not through the ensemble.
-    alone = [ct.solve(vary(prob, eprob.context(index)), alg) for index in range(COUNT)]
+    alone = [quiet(vary(prob, eprob.context(index)), alg) for index in range(COUNT)]
     for sol, single in zip(serial, alone, strict=True):
         torch.testing.assert_close(sol.hs, single.hs, rtol=0.0, atol=1e-12)
-    assert len({float(sol.hs[-1, 0].detach()) for sol in serial}) == COUNT
+    assert len({float(sol.hs[-1, 0]) for sol in serial}) == COUNT
     for size in (1, 3, None):
         batched = run(eprob, alg, EnsembleBatched(size))
-        assert len(batched.solves) == {1: 5, 3: 2, None: 1}[size]
+        assert len(batched.solves) == -(-COUNT // (size or COUNT))
         assert_same(serial, batched)
 
 
@@ -114,6 +116,22 @@ def test_batching_does_not_matter(prob, vary, alg):
 def test_every_method(prob, alg):
     eprob = EnsembleProblem(prob, vary_everything, 3)
     assert_same(run(eprob, alg, EnsembleSerial()), run(eprob, alg, EnsembleBatched()), atol=1e-11)
+
+
+def test_float32():
+    field = ct.GRU(CHANNELS, SIZE, generator=torch.Generator().manual_seed(1)).requires_grad_(False)
+    control = ct.CubicHermite([0.0, 0.3, 1.0], torch.randn(3, CHANNELS, generator=torch.Generator()))
+    prob = ct.ODEProblem(field, torch.zeros(SIZE), (0.0, 1.0), control)
+
+    def vary(prob, ctx):
+        weights = prob.field.weight_hh
+        control = ct.CubicHermite([0.0, 0.4 + 0.1 * ctx.index, 1.0], draw(prob.control.xs, ctx))
+        return ct.remake(prob, parameters={"weight_hh": weights + draw(weights, ctx)}, control=control)
+
+    eprob = EnsembleProblem(prob, vary, 3)
+    batched = run(eprob, FIXED[0], EnsembleBatched())
+    assert batched[0].hs.dtype == torch.float32
+    assert_same(run(eprob, FIXED[0], EnsembleSerial()), batched, atol=2e-6)
 
 
 @pytest.mark.parametrize("alg", [FIXED[0], ADAPTIVE[0]], ids=str)
@@ -152,9 +170,12 @@ def test_a_plain_function_sees_what_it_sees_alone():
     def fn(t, h, u):
         shapes.add((tuple(h.shape), tuple(t.shape)))
         x, v = h
-        return torch.stack([v, -x + torch.sin(t)])
+        return torch.stack([v, -x + torch.sin(t) * u[0]])
 
     prob = ct.ODEProblem(ct.Field(fn), torch.zeros(2, **F64), (0.0, 1.0))
+
+    push = ct.FunctionControl(lambda t: t.sin()[None], knots=[0.35])
+    prob = ct.remake(prob, control=push)
 
     def vary(prob, ctx):
         return ct.remake(prob, h0=draw(prob.h0, ctx), tspan=(0.0, 1.0 + ctx.index))
@@ -244,7 +265,10 @@ def test_a_diverging_trajectory_leaves_the_others_alone(alg):
     def vary(prob, ctx):
         return ct.remake(prob, h0=torch.full((1,), 4.0 if ctx.index == 1 else -1.0 - ctx.index, **F64))
 
-    prob = ct.ODEProblem(ct.Field(lambda t, h, u: h**2 * h.exp()), torch.zeros(1, **F64), (0.0, 1.0))
+    def growing_to_eight(t, h, u):
+        return torch.where(h > 8.0, torch.nan, h)
+
+    prob = ct.ODEProblem(ct.Field(growing_to_eight), torch.zeros(1, **F64), (0.0, 1.0))
     eprob = EnsembleProblem(prob, vary, 4)
     with pytest.warns(RuntimeWarning, match="1 of 4 trajectories failed, first number 1"):
         batched = run(eprob, alg, EnsembleBatched())
@@ -256,7 +280,7 @@ def test_a_diverging_trajectory_leaves_the_others_alone(alg):
         assert batched.retcodes[index] is ct.ReturnCode.SUCCESS
         torch.testing.assert_close(batched[index].hs, serial[index].hs, rtol=0.0, atol=1e-12)
     assert torch.isfinite(batched[1].hs).all()
-    assert batched[1].ts[-1] < 1.0
+    assert 0.5 < batched[1].ts[-1] < np.log(2.0)
     with pytest.raises(ct.SolveError, match="trajectory 1") as raised:
         run(eprob, alg, EnsembleBatched(), throw=True)
     assert raised.value.retcode is batched.retcodes[1]
@@ -267,7 +291,7 @@ def test_gradients_flow_to_parameters_states_and_inputs(prob, alg):
     weights = torch.stack([prob.field.weight_hh.detach() * (1 + 0.1 * k) for k in range(3)])
     h0 = torch.stack([prob.h0 * (k - 1.0) for k in range(3)])
     xs = torch.stack([prob.control.xs * (1 + k) for k in range(3)])
-    tensors = [tensor.requires_grad_() for tensor in (weights, h0, xs)]
+    tensors = [tensor.requires_grad_() for tensor in (weights, h0, xs, prob.field.bias)]
 
     def vary(prob, ctx):
         k = ctx.index
@@ -279,7 +303,7 @@ def test_gradients_flow_to_parameters_states_and_inputs(prob, alg):
     def gradients(ensemble):
         solution = run(eprob, alg, ensemble)
         loss = sum((k + 1) * (sol.hs[-1].square().sum() + sol(0.4).sum()) for k, sol in enumerate(solution))
-        own = torch.autograd.grad(loss, [*tensors, prob.field.bias])
+        own = torch.autograd.grad(loss, tensors)
         return own, solution.stats
 
     serial, _ = gradients(EnsembleSerial())
@@ -292,7 +316,7 @@ def test_gradients_flow_to_parameters_states_and_inputs(prob, alg):
 
 def test_output_func_and_indexing(prob):
     def output(sol, ctx):
-        return ctx.index, float(sol.hs[-1].detach().sum()), float(torch.rand((), generator=ctx.generator))
+        return ctx.index, float(sol.hs[-1].sum()), float(torch.rand((), generator=ctx.generator))
 
     eprob = EnsembleProblem(prob, vary_states, 4, output_func=output)
     serial, batched = run(eprob, FIXED[0], EnsembleSerial()), run(eprob, FIXED[0], EnsembleBatched(3))
@@ -342,8 +366,8 @@ def test_labels(prob):
     assert data["trajectory"].values.tolist() == [0, 1, 2]
     for index in range(3):
         alone = ct.solve(vary_states(prob, eprob.context(index)), FIXED[0], saveat=[0.0, 0.5, 1.0])
-        np.testing.assert_allclose(data["hidden"][index], alone.hs.detach(), atol=1e-12)
-        np.testing.assert_allclose(data["gate"][index], alone["gate"].detach(), atol=1e-12)
+        np.testing.assert_allclose(data["hidden"][index], alone.hs, atol=1e-12)
+        np.testing.assert_allclose(data["gate"][index], alone["gate"], atol=1e-12)
     ragged = run(EnsembleProblem(prob, vary_times, 2), FIXED[0], EnsembleSerial())
     with pytest.raises(ValueError, match="trajectories 0 and 1 are known at different times"):
         ragged.to_xarray()
@@ -397,6 +421,26 @@ def test_ctrl_c_inside_a_solve(ensemble):
     calls = 0
     with pytest.raises(KeyboardInterrupt, match="trajectory 0"):
         run(eprob, ct.Dopri5(max_step=0.05), ensemble, throw=True)
+
+
+def test_ctrl_c_stops_the_batches_that_follow():
+    solved = []
+
+    def fn(t, h, u):
+        solved.append(len(h))
+        if len(solved) == 10:
+            raise KeyboardInterrupt
+        return -h
+
+    field = ct.Field(fn)
+
+    def vary(prob, ctx):
+        return ct.remake(prob, h0=torch.ones(1 + ctx.index % 2, **F64))
+
+    prob = ct.ODEProblem(field, torch.ones(1, **F64), (0.0, 1.0))
+    with pytest.warns(RuntimeWarning, match="0 of 4 trajectories are there"):
+        run(EnsembleProblem(prob, vary, 4), ct.RK4(dt=0.1), EnsembleBatched())
+    assert set(solved) == {1}
 
 
 def test_no_bar_where_there_is_no_terminal(prob, capsys):
