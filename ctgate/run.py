@@ -47,6 +47,8 @@ class SharedRun:
         self.cuts = intervals(prob.control, *prob.span)
         self.dynamics = Dynamics(prob, stats)
         with_gradients = torch.is_grad_enabled()
+        # Its engine integrates without gradients too, so that the steps are the same.
+        self.torchdiffeq = isinstance(sensealg, BacksolveAdjoint) or isinstance(alg, Dopri8)
         self.backsolve = isinstance(sensealg, BacksolveAdjoint) and with_gradients
         if isinstance(sensealg, BacksolveAdjoint) and saves is None:
             saves = [prob.span[0], *(cut.stop for cut in self.cuts)]
@@ -82,11 +84,12 @@ class SharedRun:
             assert isinstance(alg, TorchdiffeqAlgorithm)
             assert isinstance(self.saves, list)
             run_backsolve(dynamics, alg, cuts, self.tolerances, recorder, self.saves)
-        elif isinstance(alg, NativeAdaptiveAlgorithm):
-            run_adaptive(dynamics, alg, cuts, self.tolerances, recorder, kept)
-        else:
-            assert isinstance(alg, Dopri8)
+        elif self.torchdiffeq:
+            assert isinstance(alg, TorchdiffeqAlgorithm)
             run_torchdiffeq(dynamics, alg, cuts, self.tolerances, recorder, kept)
+        else:
+            assert isinstance(alg, NativeAdaptiveAlgorithm)
+            run_adaptive(dynamics, alg, cuts, self.tolerances, recorder, kept)
 
     def _saved(self, step: AcceptedStep) -> list[Output]:
         """The states at the times of ``saveat`` inside one step, where the steps themselves are not kept."""

@@ -5,7 +5,6 @@ import warnings
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
@@ -122,8 +121,7 @@ def _engine(alg: Algorithm, sensealg: SensitivityAlgorithm) -> str:
     """Whose loop takes the steps."""
     if isinstance(alg, ScipyAlgorithm):
         return "scipy"
-    backsolve = isinstance(sensealg, BacksolveAdjoint) and torch.is_grad_enabled()
-    return "torchdiffeq" if backsolve or isinstance(alg, Dopri8) else "native"
+    return "torchdiffeq" if isinstance(sensealg, BacksolveAdjoint) or isinstance(alg, Dopri8) else "native"
 
 
 def _bar(length: float, progress: bool) -> "tqdm[object]":

@@ -69,11 +69,38 @@ def test_bad_problem(changes, error, match):
         unchecked(ct.ODEProblem)(**values)
 
 
-def test_per_sample_times_are_refused_with_the_way_out():
+def sampled():
     ts = torch.arange(6.0, dtype=torch.float64)[:, None].expand(6, 2) * torch.tensor([1.0, 1.1])
-    control = ct.ZeroOrderHold(ts, zeros(5, 2, 3))
-    with pytest.raises(ValueError, match=r"per-sample times.*union of the grids"):
-        ct.ODEProblem(gru(), zeros(2, 4), (0.0, 5.0), control)
+    return ct.ZeroOrderHold(ts, zeros(5, 2, 3))
+
+
+def test_spans_per_sample():
+    control = sampled()
+    prob = ct.ODEProblem(gru(), zeros(2, 4), control.sample_support, control)
+    assert prob.per_sample
+    assert [t.tolist() for t in prob.tspan] == [[0.0, 0.0], [5.0, pytest.approx(5.5)]]
+    # Floats are a span for all; a tensor that requires grad is one per sample.
+    assert ct.ODEProblem(gru(), zeros(2, 4), (0.0, 5.0), control).per_sample
+    stop = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
+    prob = ct.ODEProblem(gru(), zeros(2, 4), (0.0, stop), held())
+    assert prob.per_sample
+    assert prob.sample_spans()[1].shape == (2,)
+    assert not ct.ODEProblem(gru(), zeros(2, 4), (torch.tensor(0.0), 5.0), held()).per_sample
+
+
+@pytest.mark.parametrize(
+    ("tspan", "control", "message"),
+    [
+        ((0.0, torch.tensor([5.0, 5.6])), sampled, r"tspan of sample \(1,\) is \(0.0, 5.5\d*\).*sample_support"),
+        ((torch.tensor([0.0, 3.0]), 2.0), held, r"tspan of sample \(1,\) is \(3.0, 2.0\); it must be finite"),
+        ((0.0, torch.tensor([1.0, torch.nan])), held, r"tspan of sample \(1,\)"),
+        ((0.0, torch.ones(3)), held, r"tspan\[1\] has shape \(3,\); it must broadcast.*\(2,\)"),
+        ((0.0, 5.4), sampled, r"tspan of sample \(0,\) is \(0.0, 5.4\)"),
+    ],
+)
+def test_spans_per_sample_that_do_not_fit(tspan, control, message):
+    with pytest.raises(ValueError, match=message):
+        ct.ODEProblem(gru(), zeros(2, 4), tspan, control())
 
 
 def test_remake_replaces_and_checks():

@@ -82,7 +82,10 @@ def test_dense_output_is_continuous_with_the_right_slope(alg):
     ("kind", "sizes", "slope"),
     [
         (ct.RK4, (0.4, 0.2, 0.1), 5),
-        (ct.Dopri5, (0.8, 0.4, 0.2), 6),
+        (ct.Bosh3, (0.8, 0.4, 0.2), 4),
+        (ct.Dopri5, (0.2, 0.1, 0.05), 5),
+        (ct.Tsit5, (0.8, 0.4, 0.2), 5),
+        (ct.Rosenbrock23, (0.4, 0.2, 0.1), 3),
         (ct.Dopri8, (1.6, 0.8, 0.4), 8),
     ],
 )

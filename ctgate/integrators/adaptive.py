@@ -14,7 +14,7 @@ from torch import Tensor
 from ctgate.algorithms import NativeAdaptiveAlgorithm
 from ctgate.controls.times import FLOAT64_EPS
 from ctgate.integrators.dynamics import Dynamics
-from ctgate.integrators.frames import Frame
+from ctgate.integrators.frames import Frame, Move
 from ctgate.integrators.grid import Step
 from ctgate.integrators.method import Method
 from ctgate.integrators.samples import Booleans, Floats, Integers
@@ -114,14 +114,14 @@ def first_steps(
     def norms(x: Tensor) -> Floats:
         return frame.norms((x / scale).square().mean(-1).sqrt())
 
-    here = frame.step(lanes.segment, lanes.time, lanes.time)
+    here = frame.step(Move(lanes.segment, lanes.time, lanes.time, lanes.fresh))
     slope = dynamics.rhs(here.u)(here.start, h)
     size, speed = norms(h), norms(slope)
     slow = (size < 1e-5) | (speed < 1e-5)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         trial = np.minimum(np.where(slow, 1e-6 * span, 0.01 * size / speed), span)
     trial = np.where(np.isfinite(speed), trial, 0.0)
-    ahead = frame.step(lanes.segment, lanes.time, lanes.time + trial)
+    ahead = frame.step(Move(lanes.segment, lanes.time, lanes.time + trial, lanes.fresh))
     dt = ahead.dt.to(h.dtype).unsqueeze(-1) if isinstance(ahead.dt, Tensor) else ahead.dt
     later = dynamics.rhs(ahead.u)(ahead.stop, h + dt * slope)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
@@ -157,6 +157,7 @@ class AdaptiveLoop:
         self._tolerances = tolerances
         self._max_steps = max_steps
         self._lanes = Lanes.at_start(frame.edges)
+        self._coarseness = torch.finfo(dynamics.prob.h0.dtype).eps / FLOAT64_EPS
         self.tracked = False
         self.rejected = 0
 
@@ -175,7 +176,8 @@ class AdaptiveLoop:
             stop, lands = self._aim()
             if not lanes.alive.any():
                 return
-            step = frame.step(lanes.segment, lanes.time, stop)
+            move = Move(lanes.segment.copy(), lanes.time.copy(), stop, lanes.fresh.copy())
+            step = frame.step(move)
             slope = self._slope(step, h, slope)
             with self._graph_as_needed():
                 attempt = self._method(self._dynamics, step, h, slope, True)
@@ -191,9 +193,8 @@ class AdaptiveLoop:
                     ahead = attempt.slope.detach()
                     slope = ahead if slope is None else frame.choose(accepted, ahead, slope)
                 before, h = h, frame.choose(accepted, following, h)
-                where, fresh = lanes.segment.copy(), lanes.fresh.copy()
                 self._advance(stop, accepted, lands, attempt.slope is not None)
-                frame.accept(accepted, where, step, fresh, before, h)
+                frame.accept(accepted, move, step, before, h)
 
     def _graph_as_needed(self) -> torch.set_grad_enabled:
         """Autograd watches until the first result that wants a gradient."""
@@ -228,8 +229,9 @@ class AdaptiveLoop:
             lambda lane: f"{lanes.tried[lane]} steps were tried and t = {lanes.time[lane]:.9g} was reached",
         )
         small = lanes.alive & (lanes.wish <= lanes.floor)
+        # Where a state overflows, a step may become too short to change it before it is too short for time.
         self._end(
-            small & lanes.broken,
+            lanes.alive & lanes.broken & (lanes.wish <= lanes.floor * self._coarseness),
             ReturnCode.UNSTABLE,
             lambda lane: f"no step from t = {lanes.time[lane]:.9g} gives a finite state, however small",
         )

@@ -6,6 +6,7 @@ many as there are samples. A frame turns lanes into steps and keeps what was acc
 
 import abc
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +16,16 @@ from ctgate.integrators.grid import Input, Interval, Step
 from ctgate.integrators.recorder import AcceptedStep
 from ctgate.integrators.samples import Booleans, Floats, Integers, Plan, SampleGrid, slide
 from ctgate.retcode import Halt, ReturnCode
+
+
+class Move(NamedTuple):
+    """Where a step goes: the interval, the times at its ends, and whether its first slope was evaluated anew,
+    one per lane."""
+
+    segment: Integers
+    start: Floats
+    stop: Floats
+    fresh: Booleans
 
 
 class Frame(abc.ABC):
@@ -27,8 +38,8 @@ class Frame(abc.ABC):
     jumps: bool
 
     @abc.abstractmethod
-    def step(self, segment: Integers, start: Floats, stop: Floats) -> Step:
-        """The step that takes each lane from ``start`` to ``stop`` inside its interval."""
+    def step(self, move: Move) -> Step:
+        """The step that takes each lane from start to stop inside its interval."""
 
     @abc.abstractmethod
     def norms(self, ratio: Tensor) -> Floats:
@@ -40,7 +51,7 @@ class Frame(abc.ABC):
 
     @abc.abstractmethod
     def accept(
-        self, lanes: Booleans, segment: Integers, step: Step, fresh: Booleans, h: Tensor, following: Tensor
+        self, lanes: Booleans, move: Move, step: Step, h: Tensor, following: Tensor
     ) -> None:
         """The step was accepted in these lanes and leads from ``h`` to ``following``; may raise Halt."""
 
@@ -60,10 +71,10 @@ class SharedFrame(Frame):
         self.edges = np.array([[cuts[0].start], *([cut.stop] for cut in cuts)])
         self._accept = accept
 
-    def step(self, segment: Integers, start: Floats, stop: Floats) -> Step:
+    def step(self, move: Move) -> Step:
         """A step in floats."""
-        begin, end = float(start[0]), float(stop[0])
-        return Step(begin, end, end - begin, self.cuts[int(segment[0])].u)
+        begin, end = float(move.start[0]), float(move.stop[0])
+        return Step(begin, end, end - begin, self.cuts[int(move.segment[0])].u)
 
     def norms(self, ratio: Tensor) -> Floats:
         """The worst sample."""
@@ -74,13 +85,13 @@ class SharedFrame(Frame):
         return new if lanes[0] else old
 
     def accept(
-        self, lanes: Booleans, segment: Integers, step: Step, fresh: Booleans, h: Tensor, following: Tensor
+        self, lanes: Booleans, move: Move, step: Step, h: Tensor, following: Tensor
     ) -> None:
         """Hand the step on."""
         assert isinstance(step.start, float)
         assert isinstance(step.stop, float)
         self._accept(
-            step._replace(fresh=bool(fresh[0])), AcceptedStep(step.start, step.stop, h, following, step.u)
+            step._replace(fresh=bool(move.fresh[0])), AcceptedStep(step.start, step.stop, h, following, step.u)
         )
 
     def fail(self, lanes: Booleans, code: ReturnCode, details: Callable[[int], str]) -> None:
@@ -106,18 +117,19 @@ class SampleFrame(Frame):
         self.details = [ReturnCode.SUCCESS.message] * lanes
         self.states = [h]
         self._observe = observe
-        self._taken: list[tuple[Booleans, Integers, Floats, Floats, Booleans]] = []
+        self._taken: list[tuple[Booleans, Move]] = []
         self._segment: Integers | None = None
         self._input: Input
 
-    def step(self, segment: Integers, start: Floats, stop: Floats) -> Step:
+    def step(self, move: Move) -> Step:
         """A step in tensors (*batch); the input is looked up when a sample enters another interval."""
+        segment = move.segment
         if self._segment is None or not np.array_equal(segment, self._segment):
             samples = np.arange(len(segment))
             left, right = self.edges[segment, samples], self.edges[segment + 1, samples]
             (self._input,) = self.grid.inputs(self.grid.tensor(left[None]), self.grid.tensor(right[None]))
             self._segment = segment.copy()
-        begin, end = self.grid.tensor(start), self.grid.tensor(stop)
+        begin, end = self.grid.tensor(move.start), self.grid.tensor(move.stop)
         return Step(begin, end, end - begin, self._input)
 
     def norms(self, ratio: Tensor) -> Floats:
@@ -129,16 +141,14 @@ class SampleFrame(Frame):
         return new if lanes.all() else torch.where(self.grid.tensor(lanes).unsqueeze(-1), new, old)
 
     def accept(
-        self, lanes: Booleans, segment: Integers, step: Step, fresh: Booleans, h: Tensor, following: Tensor
+        self, lanes: Booleans, move: Move, step: Step, h: Tensor, following: Tensor
     ) -> None:
         """Note who moved where."""
-        assert isinstance(step.start, Tensor)
-        assert isinstance(step.stop, Tensor)
-        start, stop = (x.cpu().reshape(-1).numpy() for x in (step.start, step.stop))
-        self._taken.append((lanes, segment.copy(), start, stop, fresh))
+        self._taken.append((lanes, move))
         self.states.append(following)
-        moved = np.where(lanes, stop, start)
-        self._observe(self.grid.tensor(moved), following, int(lanes.sum()), float(np.mean(moved - start)))
+        moved = np.where(lanes, move.stop, move.start)
+        advance = float(np.mean(moved - move.start))
+        self._observe(self.grid.tensor(moved), following, int(lanes.sum()), advance)
 
     def fail(self, lanes: Booleans, code: ReturnCode, details: Callable[[int], str]) -> None:
         """These samples end with the code; the others go on."""
@@ -150,18 +160,15 @@ class SampleFrame(Frame):
         """The steps of every sample without the rejected ones in between, and for each node (step + 1,
         sample) the number of the state in ``states``."""
         lanes = self.edges.shape[1]
-        taken = np.array([lanes_ for lanes_, *_ in self._taken], np.bool_).reshape(-1, lanes)
+        taken = np.array([moving for moving, _ in self._taken], np.bool_).reshape(-1, lanes)
         counts = taken.sum(0)
         # Iterations in which a sample moved come first, in their order.
         order = np.argsort(~taken, axis=0, kind="stable")
         samples = np.arange(lanes)
-
-        def sorted_(part: int, dtype: type) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
-            rows = np.array([row[part] for row in self._taken], dtype).reshape(-1, lanes)
-            return rows[order, samples]
-
-        segment = sorted_(1, np.int64).astype(np.int64)
-        start, stop = (sorted_(part, np.float64).astype(np.float64) for part in (2, 3))
+        segment, start, stop, fresh = (
+            np.array([move[part] for _, move in self._taken], dtype).reshape(-1, lanes)[order, samples]
+            for part, dtype in enumerate((np.int64, np.float64, np.float64, np.bool_))
+        )
         left, right = self.edges[segment, samples], self.edges[segment + 1, samples]
         whole = Plan(
             self.grid,
@@ -171,7 +178,7 @@ class SampleFrame(Frame):
             stop - start,
             slide(start, left, right),
             slide(stop, left, right),
-            sorted_(4, np.bool_).astype(np.bool_),
+            fresh,
             counts,
         )
         plan = whole.truncated(counts)

@@ -37,8 +37,9 @@ class SampleGrid:
         self.resolution = time_resolution(prob.control)
         self.jumps = prob.control is not None and not prob.control.continuous
         self.edges = self._edges()
-        flat = self.edges.detach().cpu().reshape(len(self.edges), -1)
-        self.numbers: Floats = flat.numpy().astype(np.float64, copy=True)
+        # As a list, which tensors under a torch.func transform can give and arrays they cannot.
+        rows = self.edges.detach().reshape(len(self.edges), -1).tolist()
+        self.numbers: Floats = np.array(rows, np.float64).reshape(len(rows), -1)
 
     def _edges(self) -> Tensor:
         start, stop = self.prob.sample_spans()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ctgate.algorithms import Dopri8, FixedStepAlgorithm, NativeAdaptiveAlgorithm
+from ctgate.algorithms import FixedStepAlgorithm, NativeAdaptiveAlgorithm
 from ctgate.guard import Unchanged
 from ctgate.integrators import torchdiffeq
 from ctgate.integrators.adaptive import AdaptiveLoop
@@ -23,7 +23,7 @@ from ctgate.integrators.grid import Interval, Step, steps
 from ctgate.integrators.method import Method
 from ctgate.integrators.recorder import AcceptedStep, Keep, Output, Recorder
 from ctgate.integrators.steppers import method_of, run_steps
-from ctgate.integrators.torchdiffeq import Progress
+from ctgate.integrators.torchdiffeq import Progress, TorchdiffeqAlgorithm
 from ctgate.retcode import Halt, ReturnCode
 
 # Fixed-step methods look at the state this often: a divergence costs at most this many steps.
@@ -100,7 +100,7 @@ def run_adaptive(
 
 def run_torchdiffeq(
     dynamics: Dynamics,
-    alg: Dopri8,
+    alg: TorchdiffeqAlgorithm,
     cuts: Sequence[Interval],
     tolerances: tuple[float, float],
     recorder: Recorder,
@@ -134,15 +134,15 @@ def run_torchdiffeq(
 
 def untransformable(error: RuntimeError, alg: object) -> RuntimeError | TypeError:
     """What to raise where a transform of ``torch.func`` cannot pass; other errors as they are."""
-    if "vmap" in str(error):
-        return TypeError(
-            f"torch.func.vmap does not pass through {alg}, which chooses its steps by looking at values; use "
-            "a fixed-step method, or put the samples into the batch"
-        )
     if "functorch transforms" in str(error):
         return TypeError(
             f"torch.func transforms do not pass through torchdiffeq, the engine of {alg}; use Dopri5() or "
             "another native method, or torch.autograd.grad"
+        )
+    if "vmap" in str(error):
+        return TypeError(
+            f"torch.func.vmap does not pass through {alg}, which chooses its steps by looking at values; use "
+            "a fixed-step method, or put the samples into the batch"
         )
     return error
 
@@ -152,27 +152,21 @@ def replay(
 ) -> list[Output]:
     """Take the steps of a finished pass again, as they were, in the graph: every step's stages are computed
     again in the backward pass, or stretches between ``checkpoints`` states are."""
-    plain = checkpoints is None and not _hooks_allowed()
-    unchanged = Unchanged(dynamics.prob, with_state=True)
     size = 1 if checkpoints is None else max(1, -(-len(taken) // checkpoints))
-    h, slope, kept = dynamics.prob.h0, None, []
-    for first in range(0, len(taken), size):
-        part = taken[first : first + size]
-        if plain:
-            h, slope, outputs = run_steps(dynamics, method, part, h, slope, keep)
-        else:
-            h, slope, outputs = recomputed(dynamics, method, part, h, slope, keep, unchanged)
-        kept += outputs
-    return kept
-
-
-def _hooks_allowed() -> bool:
-    """False inside a ``torch.func`` transform, where nothing can be computed again in a backward pass."""
+    parts = [taken[first : first + size] for first in range(0, len(taken), size)]
+    unchanged = Unchanged(dynamics.prob, with_state=True)
     try:
-        with torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x):
-            return True
-    except RuntimeError:
-        return False
+        h, slope, kept = dynamics.prob.h0, None, []
+        for part in parts:
+            h, slope, outputs = recomputed(dynamics, method, part, h, slope, keep, unchanged)
+            kept += outputs
+    except RuntimeError as error:
+        # Inside a torch.func transform, or with a field whose Jacobian needs one, nothing can be computed
+        # again in the backward pass; autograd follows the steps as they run.
+        if checkpoints is not None or "saved tensor hooks" not in str(error):
+            raise
+        _, _, kept = run_steps(dynamics, method, taken, dynamics.prob.h0, None, keep)
+    return kept
 
 
 def recomputed(

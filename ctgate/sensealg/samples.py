@@ -121,7 +121,7 @@ def _run_fixed(
         reached = np.minimum(plan.counts, len(outputs))
         plan = shorten(plan, reached, ReturnCode.INTERRUPTED, "the solve was interrupted at t = {t:.9g}")
     ts, hs = _nodes(grid, dynamics.prob.h0, outputs)
-    finite = torch.isfinite(hs.detach()).all(-1).reshape(len(hs), -1).cpu().numpy()
+    finite = np.array(torch.isfinite(hs.detach()).all(-1).reshape(len(hs), -1).tolist())
     good = np.where(finite.all(0), plan.counts, np.argmin(finite, axis=0) - 1)
     if (good < plan.counts).any():
         # Once more without the steps that diverge: a NaN would enter the gradients of all samples.

@@ -8,7 +8,7 @@ from scipy import integrate
 
 from ctgate.convergence import check_tableau
 from ctgate.convergence.trees import Tree, trees
-from ctgate.integrators.runge_kutta import EULER, HEUN, MIDPOINT, RK4, Tableau
+from ctgate.integrators.runge_kutta import BOSH3, DOPRI5, EULER, HEUN, MIDPOINT, RK4, TSIT5, Tableau
 
 
 def from_scipy(solver: type, claimed: int) -> Tableau:
@@ -24,6 +24,9 @@ KNOWN = [
     (MIDPOINT, 2),
     (HEUN, 2),
     (RK4, 4),
+    (BOSH3, 3),
+    (DOPRI5, 5),
+    (TSIT5, 5),
     (from_scipy(integrate.RK23, 3), 3),
     (from_scipy(integrate.RK45, 5), 5),
     (from_scipy(integrate.DOP853, 8), 8),

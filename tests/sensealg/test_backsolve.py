@@ -102,11 +102,12 @@ def test_a_reverse_solve_that_breaks_down_says_so():
         sol.hs.sum().backward()
 
 
-def test_graph_transforms_are_refused():
+@pytest.mark.parametrize("alg", [ct.Dopri5(), ct.Dopri8(), ct.Rosenbrock23()])
+def test_vmap_does_not_pass_through_a_choice_of_steps(alg):
     def loss(h0):
-        return ct.solve(ct.ODEProblem(ct.Field(lambda t, h, u: -h), h0, (0.0, 1.0))).hs.sum()
+        return ct.solve(ct.ODEProblem(ct.Field(lambda t, h, u: -h), h0, (0.0, 1.0)), alg).hs.sum()
 
-    with pytest.raises(TypeError, match=r"torch\.func transforms do not pass through torchdiffeq"):
+    with pytest.raises(TypeError, match=r"torch\.func.* (vmap )?do(es)? not pass through"):
         torch.func.vmap(loss)(torch.ones(2, 3, dtype=torch.float64))
 
 

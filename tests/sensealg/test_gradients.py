@@ -99,7 +99,8 @@ def test_checkpoints_give_the_same_gradient(alg, checkpoints, dense):
         forward = sol.stats.evaluations
         grads = torch.autograd.grad(loss_of(sol, weight), [*field.parameters(), h0, xs])
         results.append((sol, grads))
-        assert (sol.stats.evaluations_backward > 0) == (sensealg.checkpoints is not None)
+        again = sensealg.checkpoints is not None or isinstance(alg, ct.Bosh3 | ct.Dopri5 | ct.Tsit5)
+        assert (sol.stats.evaluations_backward > 0) == again
         assert sol.stats.evaluations == forward
     (plain, reference), (again, grads) = results
     assert again.stats.accepted == plain.stats.accepted
@@ -165,7 +166,8 @@ def test_backsolve_tends_to_the_discrete_gradient(control, kind, saves):
         assert torch.equal(sol.ts, torch.tensor(times, dtype=torch.float64))
         forward = sol.stats.evaluations_backward
         grads.append(torch.autograd.grad(sol.hs.square().sum() + sol.hs.sum(), tensors))
-        assert (sol.stats.evaluations_backward > forward) == isinstance(sensealg, ct.BacksolveAdjoint)
+        assert sol.stats.evaluations_backward > forward
+        assert sol.stats.engine == ("torchdiffeq" if isinstance(sensealg, ct.BacksolveAdjoint) else "native")
     for mine, reference in zip(*grads, strict=True):
         assert (mine - reference).abs().max() <= 1e-6 * reference.abs().max()
 
@@ -320,9 +322,9 @@ def test_torch_func_over_parameters():
 
 def test_torch_func_does_not_pass_through_torchdiffeq():
     def loss(h0):
-        return ct.solve(ct.ODEProblem(ct.Field(lambda t, h, u: -h), h0, (0.0, 1.0))).hs.sum()
+        return ct.solve(ct.ODEProblem(ct.Field(lambda t, h, u: -h), h0, (0.0, 1.0)), ct.Dopri8()).hs.sum()
 
-    with pytest.raises(TypeError, match=r"torch.func transforms do not pass through torchdiffeq.*fixed-step"):
+    with pytest.raises(TypeError, match=r"torch.func transforms do not pass through torchdiffeq.*Dopri5"):
         grad(loss)(torch.ones(2, 3, dtype=torch.float64))
 
 
