@@ -129,14 +129,18 @@ class StackedField(VectorField):
     def jacobian(
         self, t: Time, h: Float[Tensor, "*batch state"], u: Float[Tensor, "*#batch channel"] | None = None
     ) -> Jacobian:
-        """The fields' own."""
+        """The fields' own; one by differentiation is that of all together, which no transform surrounds."""
+        if type(self._template[0]).jacobian is VectorField.jacobian:
+            return super().jacobian(t, h, u)
         leak, coupling = self._each("jacobian", t, h, u)
         return Jacobian(leak, coupling)
 
     def input_jacobian(
         self, t: Time, h: Float[Tensor, "*batch state"], u: Float[Tensor, "*#batch channel"] | None = None
     ) -> Float[Tensor, "*batch state channel"]:
-        """The fields' own."""
+        """The fields' own, as :meth:`jacobian`."""
+        if type(self._template[0]).input_jacobian is VectorField.input_jacobian:
+            return super().input_jacobian(t, h, u)
         value: Tensor = self._each("input_jacobian", t, h, u)
         return value
 

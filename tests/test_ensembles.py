@@ -185,7 +185,10 @@ def test_a_plain_function_sees_what_it_sees_alone():
     assert shapes == {((2,), ())}
 
 
-def test_a_module_inside_a_field_may_differ():
+@pytest.mark.parametrize("alg", [ct.Dopri5(), ct.Rosenbrock23()], ids=str)
+def test_a_module_inside_a_field_may_differ(alg):
+    """Its parameters require grad, and Rosenbrock23 differentiates such a field inside the graph."""
+
     class Net(torch.nn.Module):
         def __init__(self, generator):
             super().__init__()
@@ -202,9 +205,10 @@ def test_a_module_inside_a_field_may_differ():
 
     prob = ct.ODEProblem(make(torch.Generator()), torch.ones(2, **F64), (0.0, 1.0))
     eprob = EnsembleProblem(prob, lambda prob, ctx: ct.remake(prob, field=make(ctx.generator)), 4)
-    batched = run(eprob, ct.Dopri5(), EnsembleBatched())
+    batched = run(eprob, alg, EnsembleBatched())
     assert len(batched.solves) == 1
-    assert_same(run(eprob, ct.Dopri5(), EnsembleSerial()), batched)
+    assert batched[3].hs.requires_grad
+    assert_same(run(eprob, alg, EnsembleSerial()), batched)
 
 
 @pytest.mark.parametrize("kind", [ct.LinearInterpolation, ct.CubicHermite])
@@ -286,16 +290,17 @@ def test_a_diverging_trajectory_leaves_the_others_alone(alg):
     assert raised.value.retcode is batched.retcodes[1]
 
 
-@pytest.mark.parametrize("alg", [ct.RK4(dt=0.1), ct.Dopri5()], ids=str)
-def test_gradients_flow_to_parameters_states_and_inputs(prob, alg):
+@pytest.mark.parametrize("kind", [ct.ZeroOrderHold, ct.LinearInterpolation])
+@pytest.mark.parametrize("alg", [ct.RK4(dt=0.2), ct.Dopri5(), ct.Rosenbrock23()], ids=str)
+def test_gradients_flow_to_parameters_states_and_inputs(prob, alg, kind):
     weights = torch.stack([prob.field.weight_hh.detach() * (1 + 0.1 * k) for k in range(3)])
     h0 = torch.stack([prob.h0 * (k - 1.0) for k in range(3)])
-    xs = torch.stack([prob.control.xs * (1 + k) for k in range(3)])
+    xs = torch.stack([prob.control.xs[[0, 1, 2, 3, 0]] * (1 + k) for k in range(3)])
     tensors = [tensor.requires_grad_() for tensor in (weights, h0, xs, prob.field.bias)]
 
     def vary(prob, ctx):
         k = ctx.index
-        control = ct.ZeroOrderHold(prob.control.ts if k else [0.0, 0.2, 0.5, 0.7, 1.0], xs[k])
+        control = kind([0.0, 0.2 + 0.1 * k, 0.5, 0.7, 1.0], xs[k])
         return ct.remake(prob, parameters={"weight_hh": weights[k]}, h0=h0[k], control=control)
 
     eprob = EnsembleProblem(prob, vary, 3)
