@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ctgate.adapters.frames import check_names
 from ctgate.adapters.labels import Labels, batch_labels, read_times
-from ctgate.adapters.sequences import checked_kind, check_solution
+from ctgate.adapters.sequences import check_solution, checked_kind
 from ctgate.controls import Control, ZeroOrderHold
 
 
