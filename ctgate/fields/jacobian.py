@@ -7,9 +7,10 @@ from typing import TypeVar
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 from torch.func import vjp
 
-Value = TypeVar("Value")
+Value = TypeVar("Value", Tensor, tuple[Tensor, ...])
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,47 @@ def pullback(function: Callable[[Tensor], Value], x: Tensor) -> tuple[Value, Cal
     The value is a tensor or a tuple of tensors. Derivatives in ctgate are made of this and not of forward
     ones: torch 2.13 has forward derivatives of layer_norm and batch_norm whose gradient is wrong.
     """
-    value, pull, *_ = vjp(function, x)
+    try:
+        value, pull, *_ = vjp(function, x)
+    except RuntimeError as error:
+        # Inside torch.utils.checkpoint torch.func refuses to differentiate; autograd does not.
+        if "saved tensor hooks" not in str(error):
+            raise
+        return _pullback_by_autograd(function, x)
     return value, lambda weights: pull(weights)[0]
+
+
+def _pullback_by_autograd(
+    function: Callable[[Tensor], Value], x: Tensor
+) -> tuple[Value, Callable[[Value], Tensor]]:
+    """:func:`pullback` where tensors are saved under hooks, in a graph that is exempt from them: they would
+    run a checkpointed step anew for each derivative that it takes."""
+    with torch.enable_grad(), saved_tensors_hooks(_as_it_is, _as_it_is):
+        at = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
+        value = function(at)
+
+    def pull(weights: Value) -> Tensor:
+        pairs = [pair for pair in zip(_parts(value), _parts(weights), strict=True) if pair[0].requires_grad]
+        if not pairs:
+            return torch.zeros_like(x)
+        with saved_tensors_hooks(_as_it_is, _as_it_is):
+            return torch.autograd.grad(
+                [output for output, _ in pairs],
+                at,
+                [weight for _, weight in pairs],
+                create_graph=True,
+                materialize_grads=True,
+            )[0]
+
+    return value, pull
+
+
+def _parts(value: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _as_it_is(saved: Tensor) -> Tensor:
+    return saved
 
 
 def unit_vectors(h: Float[Tensor, "*batch state"]) -> Float[Tensor, "state *batch state"]:

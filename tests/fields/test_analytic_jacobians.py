@@ -2,12 +2,14 @@
 
 import itertools
 import math
+from functools import partial
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.func import functional_call, grad, vmap
+from torch.utils.checkpoint import checkpoint
 
 from ctgate.controls import FunctionControl
 from ctgate.fields import GRU, LSTM, LTC, Field, GatedRate, Leaky, ScalarGate, Stack, VectorField, jacobian
@@ -210,6 +212,25 @@ def test_the_gradient_is_right_through_layer_norm(tools):
     u = tools.randn(2, 4, seed=2)
     assert torch.autograd.gradcheck(lambda h: jacobian(field, 0.0, h, u).full(), h)
     assert torch.autograd.gradcheck(lambda h: field.input_jacobian(0.0, h, u), h)
+
+
+@pytest.mark.parametrize("tracked", [False, True])
+def test_inside_a_checkpoint(field, tools, tracked):
+    """Where torch.func refuses to differentiate: the same values and gradients."""
+    weights = tools.randn(3, field.state_size, field.state_size, seed=3)
+    results = []
+    for call in (lambda run, *args: run(*args), partial(checkpoint, use_reentrant=False)):
+        h, u = tools.randn(3, field.state_size).requires_grad_(tracked), tools.randn(3, 3, seed=2)
+        u.requires_grad_()
+
+        def run(h, u):
+            return (weights * jacobian(field, 0.4, h, u).full()).sum() + field.input_jacobian(0.4, h, u).sum()
+
+        value = call(run, h, u)
+        inputs = [*([h] if tracked else []), u, *field.parameters()]
+        results.append([value, *torch.autograd.grad(value, inputs, materialize_grads=True)])
+    for own, wanted in zip(*results, strict=True):
+        assert_near(own, wanted, 1e-13)
 
 
 @pytest.mark.parametrize(

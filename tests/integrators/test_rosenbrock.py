@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.integrate import solve_ivp
+from torch.utils.checkpoint import checkpoint
 
 from ctgate.controls import FunctionControl, LinearInterpolation, Piece, ZeroOrderHold
 from ctgate.fields import GRU, LSTM, Field, Stack
@@ -251,6 +252,37 @@ def test_gradients_through_a_step(slope_given):
 
     inputs = [x.clone().requires_grad_() for x in (h, weights, start, dt)]
     assert torch.autograd.gradcheck(results, inputs, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("kind", ["field", "constant field", "input", "constant input"])
+def test_a_step_inside_a_checkpoint(kind):
+    """Steps are taken again there, and torch.func does not differentiate in it. T is 0 for what is constant."""
+    generator = torch.Generator().manual_seed(4)
+    h = torch.randn(2, 3, dtype=torch.float64, generator=generator).requires_grad_()
+    weights = torch.randn(3, 3, dtype=torch.float64, generator=generator).requires_grad_()
+    norm = torch.nn.LayerNorm(3, dtype=torch.float64)
+    cell = GRU(1, 3, dtype=torch.float64, generator=generator)
+    if kind.endswith("input"):
+        moving = kind == "input"
+        control = FunctionControl(
+            lambda t: (
+                torch.sin(weights[0, 0] * t).reshape(1) if moving else torch.ones(1, dtype=torch.float64)
+            )
+        )
+        dynamics = make(cell, h.detach(), control)
+    else:
+        moving = kind == "field"
+        field = Field(lambda t, h, u: norm(torch.tanh(h @ weights.T)) * (torch.cos(t) if moving else 1.0) - h)
+        dynamics = make(field, h.detach())
+
+    def run(h):
+        return sum(part.square().sum() for part in one_step(dynamics, 0.2, 0.7, h))
+
+    wanted = torch.autograd.grad(run(h), [h, weights], materialize_grads=True)
+    repeated = checkpoint(run, h, use_reentrant=False)
+    own = torch.autograd.grad(repeated, [h, weights], materialize_grads=True)
+    for value, target in zip(own, wanted, strict=True):
+        torch.testing.assert_close(value, target, rtol=1e-12, atol=1e-14)
 
 
 def test_gradients_by_weights_of_a_gated_field():
