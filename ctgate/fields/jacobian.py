@@ -39,8 +39,8 @@ class Jacobian:
 def pullback(function: Callable[[Tensor], Value], x: Tensor) -> tuple[Value, Callable[[Value], Tensor]]:
     """``function(x)``, and the map from weights of the value to the gradient of the weighted sum by x.
 
-    The value is a tensor or a tuple of tensors. Derivatives in ctgate are made of this and not of forward
-    ones: torch 2.13 has forward derivatives of layer_norm and batch_norm whose gradient is wrong.
+    The value is a tensor or a tuple of tensors. What users write is differentiated by this and not forwards:
+    torch 2.13 has forward derivatives of layer_norm and batch_norm whose gradient is wrong.
     """
     try:
         value, pull, *_ = vjp(function, x)

@@ -256,7 +256,7 @@ def test_gradients_through_a_step(slope_given):
 
 @pytest.mark.parametrize("kind", ["field", "constant field", "input", "constant input"])
 def test_a_step_inside_a_checkpoint(kind):
-    """Steps are taken again there, and torch.func does not differentiate in it. T is 0 for what is constant."""
+    """Steps are taken again there, where torch.func does not differentiate. T is 0 for what is constant."""
     generator = torch.Generator().manual_seed(4)
     h = torch.randn(2, 3, dtype=torch.float64, generator=generator).requires_grad_()
     weights = torch.randn(3, 3, dtype=torch.float64, generator=generator).requires_grad_()
