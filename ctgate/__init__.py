@@ -3,6 +3,14 @@
 __version__ = "0.1.0"
 
 from ctgate import convergence
+from ctgate.adapters import (
+    from_pandas,
+    from_sequences,
+    from_xarray,
+    to_pandas,
+    to_sequences,
+    to_xarray,
+)
 from ctgate.algorithms import (
     BDF,
     LSODA,
@@ -20,17 +28,20 @@ from ctgate.algorithms import (
     Tsit5,
 )
 from ctgate.controls import Control, CubicHermite, FunctionControl, LinearInterpolation, ZeroOrderHold
+from ctgate.ensembles import EnsembleBatched, EnsembleProblem, EnsembleSerial, EnsembleSolution
 from ctgate.fields import (
     GRU,
     LSTM,
     LTC,
     Field,
     GatedRate,
+    Jacobian,
     Leaky,
     MultiGate,
     ScalarGate,
     Stack,
     VectorField,
+    jacobian,
 )
 from ctgate.problem import ODEProblem, remake
 from ctgate.retcode import ReturnCode, SolveError
@@ -53,6 +64,10 @@ __all__ = [
     "DiscreteAdjoint",
     "Dopri5",
     "Dopri8",
+    "EnsembleBatched",
+    "EnsembleProblem",
+    "EnsembleSerial",
+    "EnsembleSolution",
     "Euler",
     "ExponentialEuler",
     "ExponentialMidpoint",
@@ -60,6 +75,7 @@ __all__ = [
     "FunctionControl",
     "GatedRate",
     "Heun",
+    "Jacobian",
     "Leaky",
     "LinearInterpolation",
     "Midpoint",
@@ -76,7 +92,14 @@ __all__ = [
     "VectorField",
     "ZeroOrderHold",
     "convergence",
+    "from_pandas",
+    "from_sequences",
+    "from_xarray",
+    "jacobian",
     "load",
     "remake",
     "solve",
+    "to_pandas",
+    "to_sequences",
+    "to_xarray",
 ]

@@ -1,18 +1,19 @@
 """The state between accepted steps: Hermite interpolation, and what a method knows beyond it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ctgate.controls.times import FLOAT64_EPS, rounding_of
 from ctgate.algorithms import Algorithm, Rosenbrock23
+from ctgate.controls.times import FLOAT64_EPS, rounding_of
 from ctgate.guard import Unchanged
 from ctgate.integrators.dynamics import Dynamics, beside
-from ctgate.integrators.grid import NoInput, Step
+from ctgate.integrators.grid import Input, NoInput, Step
 from ctgate.integrators.recorder import Stats
 from ctgate.integrators.rosenbrock import rosenbrock23_slopes
 from ctgate.integrators.runge_kutta import Tableau, combine
@@ -37,8 +38,8 @@ class Slopes(NamedTuple):
 
 
 class Ends(NamedTuple):
-    """Times (float64) and states at the two ends of m steps, ``(m,)`` and ``(m, *batch, state)``; where samples
-    have times of their own ``(m, *batch)``. A step without length stands still."""
+    """Times (float64) and states at the two ends of m steps, ``(m,)`` and ``(m, *batch, state)``; where
+    samples have times of their own ``(m, *batch)``. A step without length stands still."""
 
     start: Tensor
     stop: Tensor
@@ -130,7 +131,9 @@ def _as_steps(prob: ODEProblem, ends: Ends) -> list[Step]:
         pairs = list(zip(ends.start.tolist(), ends.stop.tolist(), strict=True))
         return [Step(a, b, b - a, NoInput() if control is None else control.on(a, b)) for a, b in pairs]
     start, stop = ends.start.detach(), ends.stop.detach()
-    inputs = [NoInput()] * len(start) if control is None else control.on_samples(start, stop)
+    inputs: Sequence[Input] = [NoInput()] * len(start)
+    if control is not None:
+        inputs = control.on_samples(start, stop)
     parts = zip(ends.start.unbind(0), ends.stop.unbind(0), inputs, strict=True)
     return [Step(a, b, b - a, u) for a, b, u in parts]
 
@@ -191,10 +194,12 @@ def _evaluate(prob: ODEProblem, method: str, ts: Tensor, hs: Tensor, side: str) 
             us = prob.control(ts, side)
             us = us.reshape(len(ts), *(1,) * (hs.ndim - us.ndim), *us.shape[1:])
         return prob.call(method, 0.0, hs, us)  # type: ignore[no-any-return]
-    us = [None] * len(ts) if prob.control is None else prob.control(ts, side).unbind(0)
+    inputs: Iterable[Tensor | None] = repeat(None)
+    if prob.control is not None:
+        inputs = prob.control(ts, side).unbind(0)
     rows = [
         prob.call(method, beside(t), h, u)
-        for t, h, u in zip(ts.unbind(0), hs.unbind(0), us, strict=True)
+        for t, h, u in zip(ts.unbind(0), hs.unbind(0), inputs, strict=False)
     ]
     if isinstance(rows[0], dict):
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
@@ -293,8 +298,8 @@ def live_dense(prob: ODEProblem, alg: Algorithm, ts: Tensor, hs: Tensor, unchang
 
 
 def at_saves(extension: Extension, saves: Tensor) -> Tensor:
-    """States ``(time, *batch, state)`` at times per sample ``(time, *batch)``; NaN where a time is NaN or lies
-    beyond what the sample reached."""
+    """States ``(time, *batch, state)`` at times per sample ``(time, *batch)``; NaN where a time is NaN or
+    lies beyond what the sample reached."""
     _, stop = extension.span
     beyond = saves > stop + rounding_of(stop.detach(), FLOAT64_EPS)
     known = ~(saves.isnan() | beyond).unsqueeze(-1)

@@ -153,7 +153,14 @@ class EnsembleSolution:
     @property
     def stats(self) -> Stats:
         """The sums over all solves, those of backward passes so far included."""
-        counts = ("evaluations", "evaluations_backward", "accepted", "rejected", "wall_time")
+        counts = (
+            "evaluations",
+            "evaluations_backward",
+            "accepted",
+            "rejected",
+            "jacobians",
+            "wall_time",
+        )
         sums = {name: sum(getattr(stats, name) for stats in self.solves) for name in counts}
         return dataclasses.replace(self.solves[0], **sums) if self.solves else Stats("", "", "")
 

@@ -11,8 +11,8 @@ from ctgate.sensealg.samples import SampleRun
 
 _ADVICE = {
     ReturnCode.MAX_STEPS: (
-        "raise max_steps, loosen rtol and atol, or, where one rate is far above the others (a stiff problem), "
-        "take Rosenbrock23(), Radau() or ExponentialMidpoint(dt)"
+        "raise max_steps, loosen rtol and atol, or, where one rate is far above the others (a stiff "
+        "problem), take Rosenbrock23(), Radau() or ExponentialMidpoint(dt)"
     ),
     ReturnCode.DT_UNDERFLOW: (
         "loosen rtol and atol, solve in float64, or look for a singularity of the field there"
@@ -36,7 +36,8 @@ def describe_failure(prob: ODEProblem, recorder: Recorder, code: ReturnCode, det
     unit = int(speed.nan_to_num(nan=torch.inf).argmax())
     where = [int(i) for i in torch.unravel_index(torch.tensor(unit), h.shape)]
     step = "" if recorder.last_step is None else f", step {recorder.last_step[1] - recorder.last_step[0]:.3g}"
-    return f"{detail} (good until t = {t:.9g}{step}; {_worst(prob, where, h, rate, drive)}); to try: {_ADVICE[code]}"
+    worst = _worst(prob, where, h, rate, drive)
+    return f"{detail} (good until t = {t:.9g}{step}; {worst}); to try: {_ADVICE[code]}"
 
 
 @torch.no_grad()

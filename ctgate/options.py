@@ -56,8 +56,8 @@ def check_sensealg(sensealg: object, alg: Algorithm, prob: ODEProblem) -> Sensit
             )
         if prob.per_sample or getattr(alg, "per_sample", False):
             raise ValueError(
-                "sensealg is BacksolveAdjoint() and samples take steps of their own; backsolve integrates one "
-                "batch on one clock: use DiscreteAdjoint()"
+                "sensealg is BacksolveAdjoint() and samples take steps of their own; backsolve integrates "
+                "one batch on one clock: use DiscreteAdjoint()"
             )
     return sensealg
 
@@ -185,8 +185,8 @@ def _check_sample_saves(times: Tensor, eps: float, prob: ODEProblem) -> Tensor:
         times = times.reshape(-1, *(1,) * len(batch))
     if not broadcasts_to(times.shape[1:], batch):
         raise ValueError(
-            f"saveat has shape {tuple(times.shape)}; it must be (time,) or (time, *batch) with the batch shape "
-            f"of h0, {tuple(batch)}"
+            f"saveat has shape {tuple(times.shape)}; it must be (time,) or (time, *batch) with the batch "
+            f"shape of h0, {tuple(batch)}"
         )
     times = times.expand(len(times), *batch)
     start, stop = (t.detach() for t in prob.sample_spans())
@@ -206,8 +206,8 @@ def _check_sample_saves(times: Tensor, eps: float, prob: ODEProblem) -> Tensor:
     if wrong is not None:
         place = (wrong[0] + 1, *wrong[1:])
         raise ValueError(
-            f"saveat{list(place)} is {snapped[place].item()} after {snapped[tuple(wrong)].item()}; the times of "
-            "each sample must increase, and NaN may follow where it has no more"
+            f"saveat{list(place)} is {snapped[place].item()} after {snapped[tuple(wrong)].item()}; the times "
+            "of each sample must increase, and NaN may follow where it has no more"
         )
     # The value of the snapped times, with the gradient of those that came.
     return snapped + (times - values) if times.requires_grad else snapped

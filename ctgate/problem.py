@@ -17,7 +17,7 @@ from ctgate.fields import VectorField
 from ctgate.fields.base import broadcasts_to
 
 
-class _Method(nn.Module):
+class Method(nn.Module):
     """Makes one method of a field callable by ``functional_call``, which calls modules only."""
 
     def __init__(self, field: VectorField, name: str) -> None:
@@ -142,7 +142,7 @@ class ODEProblem:
         if self.parameters is None:
             return getattr(self.field, method)(*args)
         named = {f"field.{name}": value for name, value in self.parameters.items()}
-        return functional_call(_Method(self.field, method), named, args)
+        return functional_call(Method(self.field, method), named, args)
 
     def named_parameters(self) -> dict[str, Tensor]:
         """The parameters in force: the field's own, with ``parameters`` in their place."""
@@ -163,9 +163,9 @@ class ODEProblem:
 
     def sample_spans(self) -> tuple[Tensor, Tensor]:
         """tspan of every sample, two float64 tensors ``(*batch)``, with their graph."""
-        like = {"dtype": torch.float64, "device": self.h0.device}
-        start, stop = (torch.as_tensor(t, **like).expand(self.h0.shape[:-1]) for t in self.tspan)  # type: ignore[call-overload]
-        return start, stop
+        batch, device = self.h0.shape[:-1], self.h0.device
+        start, stop = (torch.as_tensor(t, dtype=torch.float64, device=device) for t in self.tspan)
+        return start.expand(batch), stop.expand(batch)
 
     def _checked_span(self) -> tuple[float, float] | tuple[Tensor, Tensor]:
         pair = self.tspan
@@ -197,8 +197,8 @@ class ODEProblem:
         if wrong is not None:
             place = tuple(wrong)
             raise ValueError(
-                f"tspan of sample {place} is ({start[place].item()}, {stop[place].item()}); it must be finite "
-                "with t0 <= t1"
+                f"tspan of sample {place} is ({start[place].item()}, {stop[place].item()}); it must be "
+                "finite with t0 <= t1"
             )
         return start, stop
 
@@ -221,8 +221,8 @@ class ODEProblem:
                 f"control has times per sample of batch shape {tuple(lows.shape)}; it must broadcast to that "
                 f"of h0, {tuple(starts.shape)}"
             )
-        early = starts < lows - rounding_of(starts, control.resolution)
-        outside = first_index(early | (stops > highs + rounding_of(stops, control.resolution)))
+        before = starts < lows - rounding_of(starts, control.resolution)
+        outside = first_index(before | (stops > highs + rounding_of(stops, control.resolution)))
         if outside is not None:
             place = tuple(outside)
             low, high = (float(t.expand(starts.shape)[place]) for t in (lows, highs))

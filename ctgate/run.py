@@ -156,7 +156,7 @@ class SharedRun:
             times = self.saves
         elif isinstance(self.alg, FixedStepAlgorithm):
             plan = steps(self.cuts, self.alg.dt, self.resolution)
-            times = [self.prob.span[0], *(step.stop for step in plan)]
+            times = [self.prob.span[0], *(float(step.stop) for step in plan)]
         else:
             times = list(self.prob.span)
         ts = torch.tensor(times, dtype=torch.float64, device=self.prob.h0.device)

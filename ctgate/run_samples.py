@@ -1,7 +1,8 @@
 """One solve on many clocks: every sample takes steps of its own."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -126,6 +127,7 @@ def _run_scipy(
     batch = prob.h0.shape[:-1]
     starts = prob.h0.detach().cpu().to(torch.float64).reshape(-1, prob.h0.shape[-1]).numpy()
     limit = float("inf") if recorder.max_steps is None else recorder.max_steps
+    intervals_of = _intervals_of(prob)
     runs = []
     interrupted = None
     for lane, (sample, h0) in enumerate(zip(np.ndindex(*batch), starts, strict=True)):
@@ -135,7 +137,7 @@ def _run_scipy(
             recorder.observe_samples(stop, state, 1, (stop - start) / len(starts))
 
         rhs, jacobian = scipy.numpy_closures(dynamics, sample)
-        cuts = _intervals_of(prob, lane)
+        cuts = intervals_of(lane)
         if interrupted is not None or not cuts:
             t0 = float(prob.sample_spans()[0].reshape(-1)[lane])
             code, detail = interrupted or (ReturnCode.SUCCESS, ReturnCode.SUCCESS.message)
@@ -168,19 +170,20 @@ def _run_scipy(
     return joined, ScipyDense(runs, batch, prob.h0)
 
 
-def _intervals_of(prob: ODEProblem, lane: int) -> list[tuple[float, float, Input]]:
-    """The knot intervals of one sample, and the inputs on them as functions of one time."""
+def _intervals_of(prob: ODEProblem) -> Callable[[int], list[tuple[float, float, Input]]]:
+    """The knot intervals of a sample, by its number, with the inputs on them as functions of one time."""
     if not prob.per_sample:
-        return [(cut.start, cut.stop, cut.u) for cut in intervals(prob.control, *prob.span)]
+        cuts = [(cut.start, cut.stop, cut.u) for cut in intervals(prob.control, *prob.span)]
+        return lambda lane: cuts
     grid = SampleGrid(prob)
     edges = grid.edges.detach()
-    inputs = grid.inputs(edges[:-1], edges[1:])
-    own = grid.numbers[:, lane]
-    return [
-        (start, stop, _everywhere(u, grid.batch, grid.device))
-        for start, stop, u in zip(own[:-1].tolist(), own[1:].tolist(), inputs, strict=True)
-        if start < stop
-    ]
+    inputs = [_everywhere(u, grid.batch, grid.device) for u in grid.inputs(edges[:-1], edges[1:])]
+
+    def own(lane: int) -> list[tuple[float, float, Input]]:
+        times = pairwise(grid.numbers[:, lane].tolist())
+        return [(start, stop, u) for (start, stop), u in zip(times, inputs, strict=True) if start < stop]
+
+    return own
 
 
 def _everywhere(u: Input, batch: torch.Size, device: torch.device) -> Input:

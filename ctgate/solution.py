@@ -29,9 +29,9 @@ class Solution:
     Attributes
     ----------
     ts: times ``(time,)``, float64, in the units of tau; ``(time, *batch)`` where samples have their own. A
-        sample with fewer steps than others then repeats its last one, so ``hs[-1]`` is everybody's last state.
-    hs: states ``(time, *batch, state)`` at those times, differentiable as ``sensealg`` says; NaN at saved times
-        that a sample did not reach, or where its ``saveat`` is NaN.
+        sample with fewer steps than others then repeats its last one, so ``hs[-1]`` is everybody's last.
+    hs: states ``(time, *batch, state)`` at those times, differentiable as ``sensealg`` says; NaN at saved
+        times that a sample did not reach, or where its ``saveat`` is NaN.
     retcode: a :class:`ctgate.ReturnCode`; ``message`` says more about this solve. Where samples were
         integrated on their own it is SUCCESS if all succeeded, else the first failure's.
     retcodes: the code of each sample, an object array ``(*batch,)``; None where all took the same steps.
@@ -91,9 +91,9 @@ class Solution:
         Parameters: ``t``, a time (gives ``(*batch, state)``), or several (give ``(time, *batch, state)``):
         ``(time,)``, or with times per sample ``(time, *batch)``.
 
-        The local error is O(dt^(dense_order + 1)), see the algorithm: order 4 for Dopri5 and Tsit5, 3 for Bosh3,
-        2 for Rosenbrock23; Hermite interpolation for fixed steps, with further derivatives inside the step
-        for RK4 and Dopri8. Steps do not cross knots, so nothing is smoothed over a jump of the input.
+        The local error is O(dt^(dense_order + 1)), see the algorithm: order 4 for Dopri5 and Tsit5, 3 for
+        Bosh3, 2 for Rosenbrock23; Hermite interpolation for fixed steps, with further derivatives inside
+        the step for RK4 and Dopri8. Steps do not cross knots, so no jump of the input is smoothed over.
 
         Raises: ValueError outside the solution; RuntimeError where there is no dense output, with the fix.
         """
@@ -116,7 +116,11 @@ class Solution:
             number, *sample = outside
             place = tuple(sample) if low.ndim else ()
             whose = f" for sample {tuple(sample)}" if sample else ""
-            value = float(wanted.expand(len(flat), *low.shape)[tuple(outside)]) if low.ndim else float(wanted[number])
+            value = (
+                float(wanted.expand(len(flat), *low.shape)[tuple(outside)])
+                if low.ndim
+                else float(wanted[number])
+            )
             raise ValueError(
                 f"sol(t): t is {value}; it must be in [{float(low[place])}, {float(high[place])}]{whose}"
             )

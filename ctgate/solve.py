@@ -3,6 +3,7 @@
 import time
 import warnings
 from collections.abc import Sequence
+from typing import Any, overload
 
 import numpy as np
 from jaxtyping import Float
@@ -10,6 +11,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ctgate.algorithms import Algorithm, Dopri8, ScipyAlgorithm
+from ctgate.ensembles import (
+    EnsembleBatched,
+    EnsembleProblem,
+    EnsembleSerial,
+    EnsembleSolution,
+    solve_ensemble,
+)
 from ctgate.failure import describe_failure, describe_failures
 from ctgate.integrators.recorder import Callback, Recorder, Stats
 from ctgate.options import (
@@ -28,12 +36,15 @@ from ctgate.run_samples import OwnRuns
 from ctgate.sensealg import BacksolveAdjoint, SensitivityAlgorithm
 from ctgate.solution import Solution
 
+SaveAt = Sequence[float] | Float[Tensor, " save"] | Float[Tensor, "save *#batch"] | Float[np.ndarray, " save"]
 
+
+@overload
 def solve(
     prob: ODEProblem,
     alg: Algorithm | None = None,
     *,
-    saveat: Sequence[float] | Float[Tensor, " save"] | Float[np.ndarray, " save"] | None = None,
+    saveat: SaveAt | None = None,
     rtol: float | None = None,
     atol: float | None = None,
     sensealg: SensitivityAlgorithm | None = None,
@@ -42,7 +53,42 @@ def solve(
     progress: bool = False,
     throw: bool = False,
     dense: bool = True,
-) -> Solution:
+) -> Solution: ...
+
+
+@overload
+def solve(
+    prob: EnsembleProblem,
+    alg: Algorithm | None = None,
+    *,
+    saveat: SaveAt | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    sensealg: SensitivityAlgorithm | None = None,
+    callback: Callback | None = None,
+    max_steps: int | None = None,
+    progress: bool = False,
+    throw: bool = False,
+    dense: bool = True,
+    ensemble: EnsembleSerial | EnsembleBatched | None = None,
+) -> EnsembleSolution: ...
+
+
+def solve(
+    prob: ODEProblem | EnsembleProblem,
+    alg: Algorithm | None = None,
+    *,
+    saveat: SaveAt | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    sensealg: SensitivityAlgorithm | None = None,
+    callback: Callback | None = None,
+    max_steps: int | None = None,
+    progress: bool = False,
+    throw: bool = False,
+    dense: bool = True,
+    ensemble: EnsembleSerial | EnsembleBatched | None = None,
+) -> Solution | EnsembleSolution:
     r"""Integrate :math:`dh/dt = -rate\,h + drive` over the problem's span of time.
 
     Steps land on the knots of the control and on the end of tspan, in the forward and in the reverse pass.
@@ -50,31 +96,78 @@ def solve(
     Parameters
     ----------
     alg: the method; None takes Dopri5, or Bosh3 for ``rtol >= 1e-3``, and says so in ``sol.stats``.
-    saveat: increasing times at which the solution is wanted, for all samples or per sample ``(time, *batch)``,
-        where NaN follows when a sample has no more; it never changes the steps taken. None returns every step
-        of a fixed-step method and every accepted step of an adaptive one, the start included.
+    saveat: increasing times at which the solution is wanted, for all samples or per sample
+        ``(time, *batch)``, where NaN follows when a sample has no more; it never changes the steps taken.
+        None returns every step of a fixed-step method and every accepted step of an adaptive one, the start
+        included.
     rtol, atol: error per step (RMS over units) of the worst sample, or of each where samples take steps of
         their own, for adaptive methods. Default 1e-6, 1e-8 in float64 and 1e-4, 1e-6 in float32.
     sensealg: how the result is differentiated, default :class:`ctgate.DiscreteAdjoint`.
-    callback: called as ``callback(t, h)`` after each accepted step; a true value ends the solve. Where samples
-        take steps of their own, t is a tensor ``(*batch)`` and the call comes when any of them has moved; with
-        scipy's methods it is each sample's turn, with t a float and h ``(state,)``.
+    callback: called as ``callback(t, h)`` after each accepted step; a true value ends the solve. Where
+        samples take steps of their own, t is a tensor ``(*batch)`` and the call comes when any of them has
+        moved; with scipy's methods it is each sample's turn, with t a float and h ``(state,)``.
     max_steps: the most steps tried; default 100,000 for adaptive methods, no limit for fixed steps.
     progress: show a bar (only on a terminal).
     throw: raise :class:`ctgate.SolveError` where the solve would return a failed solution and warn.
+    ensemble: how an :class:`ctgate.EnsembleProblem` is solved, by default ``EnsembleBatched()``.
     dense: keep the accepted steps for ``sol(t)``. With False and ``saveat`` only the saved states are kept.
 
     Under ``torch.func.vmap`` divergence cannot be seen, so it comes back as numbers that are not finite.
 
-    Returns: :class:`ctgate.Solution`. A solve that fails returns the part that is good with its
-    ``retcode``, and warns.
+    Returns: :class:`ctgate.Solution`, or :class:`ctgate.EnsembleSolution`. A solve that fails returns
+    the part that is good with its ``retcode``, and warns.
 
     Raises: TypeError, ValueError for arguments that do not fit, naming them; SolveError as ``throw`` says.
 
     Source: THEORY.md 2, 4, 6.
     """
+    options: dict[str, Any] = {
+        "saveat": saveat,
+        "rtol": rtol,
+        "atol": atol,
+        "sensealg": sensealg,
+        "callback": callback,
+        "max_steps": max_steps,
+        "dense": dense,
+    }
+    if isinstance(prob, EnsembleProblem):
+        how = EnsembleBatched() if ensemble is None else ensemble
+        return solve_ensemble(prob, alg, how, _quietly, progress=progress, throw=throw, **options)
     if not isinstance(prob, ODEProblem):
-        raise TypeError(f"prob is {type(prob).__name__}; it must be a ct.ODEProblem")
+        raise TypeError(f"prob is {type(prob).__name__}; it must be a ct.ODEProblem or ct.EnsembleProblem")
+    if ensemble is not None:
+        raise TypeError(
+            f"ensemble is {ensemble!r} and prob a single ODEProblem; make it a ct.EnsembleProblem"
+        )
+    solution, message = _solve(prob, alg, progress=progress, **options)
+    if not solution.retcode.good:
+        if throw and solution.retcode is ReturnCode.INTERRUPTED:
+            raise KeyboardInterrupt(message)
+        if throw:
+            raise SolveError(message, solution.retcode)
+        warnings.warn(f"solve ended with {solution.retcode.name}: {message}", RuntimeWarning, stacklevel=2)
+    return solution
+
+
+def _quietly(prob: ODEProblem, alg: Algorithm, **options: Any) -> Solution:
+    """A solve whose failure is for the ensemble to tell."""
+    return _solve(prob, alg, progress=False, **options)[0]
+
+
+def _solve(
+    prob: ODEProblem,
+    alg: Algorithm | None,
+    *,
+    saveat: SaveAt | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    sensealg: SensitivityAlgorithm | None = None,
+    callback: Callback | None = None,
+    max_steps: int | None = None,
+    progress: bool = False,
+    dense: bool = True,
+) -> tuple[Solution, str]:
+    """The solution, and what to tell where it failed."""
     chosen, why = choose_algorithm(alg, rtol)
     sensitivity = check_sensealg(sensealg, chosen, prob)
     own_clocks = check_clock(chosen, prob)
@@ -97,24 +190,16 @@ def solve(
         solution = clocks.solution(run, extension, dense)
         message = describe_failures(prob, run) if not solution.retcode.good else ""
     else:
-        shared = SharedRun(
-            prob, chosen, sensitivity, tolerances, saves, stats, dense or callback is not None
-        )
+        shared = SharedRun(prob, chosen, sensitivity, tolerances, saves, stats, dense or callback is not None)
         if prob.h0.numel() == 0:
-            return shared.empty()
+            return shared.empty(), ""
         with _bar(prob.span[1] - prob.span[0], progress) as bar:
             recorder = Recorder(stats, shared.keep, callback, bar.update, limit)
             code, detail = shared.integrate(recorder)
         stats.wall_time = time.perf_counter() - begun
         solution = shared.solution(recorder, code, detail, dense)
         message = describe_failure(prob, recorder, code, detail) if not code.good else ""
-    if not solution.retcode.good:
-        if throw and solution.retcode is ReturnCode.INTERRUPTED:
-            raise KeyboardInterrupt(message)
-        if throw:
-            raise SolveError(message, solution.retcode)
-        warnings.warn(f"solve ended with {solution.retcode.name}: {message}", RuntimeWarning, stacklevel=2)
-    return solution
+    return solution, message
 
 
 def _engine(alg: Algorithm, sensealg: SensitivityAlgorithm) -> str:

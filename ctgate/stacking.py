@@ -22,7 +22,7 @@ from ctgate.fields import VectorField
 from ctgate.fields.base import Gates, Time
 from ctgate.fields.jacobian import Jacobian
 from ctgate.guard import Unchanged
-from ctgate.problem import ODEProblem, _Method
+from ctgate.problem import Method, ODEProblem
 from ctgate.retcode import ReturnCode
 from ctgate.solution import Solution
 
@@ -146,7 +146,7 @@ class StackedField(VectorField):
 
     def _each(self, method: str, t: Time, h: Tensor, u: Tensor | None) -> Any:
         """A method of every field, by vmap over the dimension that counts the fields."""
-        template = _Method(self._template[0], method)
+        template = Method(self._template[0], method)
         place = -(2 + self._inner)
         tensors: dict[str, Tensor] = {
             name: getattr(self, key) for name, key in zip(self._names, self._keys(), strict=True)

@@ -25,11 +25,11 @@ TOP_LEVEL = {
 
 # From the ground floor up; a module imports from its own floor and those below.
 FLOORS = (
-    {"fields", "kernels", "controls"},
+    {"fields", "kernels", "controls", "adapters"},
     {"problem", "guard", "algorithms", "retcode"},
     {"integrators", "dense"},
     {"sensealg"},
-    {"solve", "solution", "options", "failure", "storage", "ensembles"},
+    {"run", "run_samples", "solve", "solution", "options", "failure", "storage", "ensembles", "stacking"},
     {"convergence", "tasks", "training", "sensitivity"},
     {"dynamics", "meanfield", "learnability"},
     {"init", "experiments", "diagnose"},

@@ -91,7 +91,11 @@ def test_spans_per_sample():
 @pytest.mark.parametrize(
     ("tspan", "control", "message"),
     [
-        ((0.0, torch.tensor([5.0, 5.6])), sampled, r"tspan of sample \(1,\) is \(0.0, 5.5\d*\).*sample_support"),
+        (
+            (0.0, torch.tensor([5.0, 5.6])),
+            sampled,
+            r"tspan of sample \(1,\) is \(0.0, 5.5\d*\).*sample_support",
+        ),
         ((torch.tensor([0.0, 3.0]), 2.0), held, r"tspan of sample \(1,\) is \(3.0, 2.0\); it must be finite"),
         ((0.0, torch.tensor([1.0, torch.nan])), held, r"tspan of sample \(1,\)"),
         ((0.0, torch.ones(3)), held, r"tspan\[1\] has shape \(3,\); it must broadcast.*\(2,\)"),

@@ -92,7 +92,7 @@ def gradient_error(gradients: dict[str, Tensor], target: dict[str, Tensor]) -> f
 
 def end_of(prob: ODEProblem, saveat: Sequence[float] | None) -> list[float]:
     """The times at which runs are compared: the end of tspan unless others are given."""
-    return [prob.tspan[1]] if saveat is None else [float(t) for t in saveat]
+    return [prob.span[1]] if saveat is None else [float(t) for t in saveat]
 
 
 def make_reference(
@@ -243,7 +243,7 @@ def describe(prob: ODEProblem, times: list[float], target: Target) -> dict[str, 
     """The attributes that say what was measured, with what."""
     return {
         "field": type(prob.field).__name__,
-        "tspan": list(prob.tspan),
+        "tspan": list(prob.span),
         "saveat": times,
         "reference": target.source,
         "reference_doubt": target.state_doubt,

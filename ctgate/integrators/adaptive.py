@@ -82,9 +82,7 @@ class Lanes:
             moving &= ~ended & (
                 self.edges[self.segment + 1, samples] <= self.edges[np.maximum(self.segment, 0), samples]
             )
-        self.time[which] = np.where(
-            self.alive, self.edges[self.segment, samples], self.edges[-1]
-        )[which]
+        self.time[which] = np.where(self.alive, self.edges[self.segment, samples], self.edges[-1])[which]
 
     @property
     def stop(self) -> Floats:
@@ -238,7 +236,9 @@ class AdaptiveLoop:
         self._end(
             small & ~lanes.broken,
             ReturnCode.DT_UNDERFLOW,
-            lambda lane: f"at t = {lanes.time[lane]:.9g} the tolerances ask for a step of {lanes.wish[lane]:.3g}",
+            lambda lane: (
+                f"at t = {lanes.time[lane]:.9g} the tolerances ask for a step of {lanes.wish[lane]:.3g}"
+            ),
         )
         room = lanes.stop - lanes.time
         size = np.minimum(lanes.wish, self._alg.max_step)

@@ -60,6 +60,7 @@ class Dynamics:
         return rate, drive
 
     def _jacobian(self, u: Input, t: float | Tensor, h: Tensor) -> Jacobian:
+        self.stats.jacobians += 1
         jacobian: Jacobian = self.prob.call("jacobian", beside(t), h, u(t))
         return jacobian
 

@@ -6,7 +6,7 @@ many as there are samples. A frame turns lanes into steps and keeps what was acc
 
 import abc
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -50,9 +50,7 @@ class Frame(abc.ABC):
         """``new`` in these lanes, ``old`` in the others; both (*batch, state)."""
 
     @abc.abstractmethod
-    def accept(
-        self, lanes: Booleans, move: Move, step: Step, h: Tensor, following: Tensor
-    ) -> None:
+    def accept(self, lanes: Booleans, move: Move, step: Step, h: Tensor, following: Tensor) -> None:
         """The step was accepted in these lanes and leads from ``h`` to ``following``; may raise Halt."""
 
     @abc.abstractmethod
@@ -84,14 +82,13 @@ class SharedFrame(Frame):
         """All or nothing."""
         return new if lanes[0] else old
 
-    def accept(
-        self, lanes: Booleans, move: Move, step: Step, h: Tensor, following: Tensor
-    ) -> None:
+    def accept(self, lanes: Booleans, move: Move, step: Step, h: Tensor, following: Tensor) -> None:
         """Hand the step on."""
         assert isinstance(step.start, float)
         assert isinstance(step.stop, float)
         self._accept(
-            step._replace(fresh=bool(move.fresh[0])), AcceptedStep(step.start, step.stop, h, following, step.u)
+            step._replace(fresh=bool(move.fresh[0])),
+            AcceptedStep(step.start, step.stop, h, following, step.u),
         )
 
     def fail(self, lanes: Booleans, code: ReturnCode, details: Callable[[int], str]) -> None:
@@ -140,9 +137,7 @@ class SampleFrame(Frame):
         """By a mask over samples."""
         return new if lanes.all() else torch.where(self.grid.tensor(lanes).unsqueeze(-1), new, old)
 
-    def accept(
-        self, lanes: Booleans, move: Move, step: Step, h: Tensor, following: Tensor
-    ) -> None:
+    def accept(self, lanes: Booleans, move: Move, step: Step, h: Tensor, following: Tensor) -> None:
         """Note who moved where."""
         self._taken.append((lanes, move))
         self.states.append(following)
@@ -165,10 +160,15 @@ class SampleFrame(Frame):
         # Iterations in which a sample moved come first, in their order.
         order = np.argsort(~taken, axis=0, kind="stable")
         samples = np.arange(lanes)
-        segment, start, stop, fresh = (
-            np.array([move[part] for _, move in self._taken], dtype).reshape(-1, lanes)[order, samples]
-            for part, dtype in enumerate((np.int64, np.float64, np.float64, np.bool_))
-        )
+
+        def compact(part: int, dtype: type) -> np.ndarray[tuple[int, ...], np.dtype[Any]]:
+            rows: np.ndarray[tuple[int, ...], np.dtype[Any]] = np.array(
+                [move[part] for _, move in self._taken], dtype
+            )
+            return rows.reshape(-1, lanes)[order, samples]
+
+        segment, fresh = compact(0, np.int64), compact(3, np.bool_)
+        start, stop = compact(1, np.float64), compact(2, np.float64)
         left, right = self.edges[segment, samples], self.edges[segment + 1, samples]
         whole = Plan(
             self.grid,

@@ -21,8 +21,8 @@ class Stats:
 
     Where every sample takes steps of its own, ``accepted`` and ``rejected`` are sums over samples.
     ``evaluations`` counts calls of the field in the forward pass; ``evaluations_backward`` those of the
-    backward pass (steps taken again, or an adjoint solve), and grows when ``backward()`` runs. ``wall_time``
-    is that of the forward pass [s].
+    backward pass (steps taken again, or an adjoint solve), and grows when ``backward()`` runs. ``jacobians``
+    counts evaluations of the field's Jacobian, in either. ``wall_time`` is that of the forward pass [s].
     """
 
     algorithm: str
@@ -32,6 +32,7 @@ class Stats:
     evaluations_backward: int = 0
     accepted: int = 0
     rejected: int = 0
+    jacobians: int = 0
     wall_time: float = 0.0
 
 
@@ -83,7 +84,7 @@ class Recorder:
     def accept(self, step: AcceptedStep) -> None:
         """One accepted step of an adaptive method."""
         self.outputs.extend(self.keep(step))
-        self.observe(step.start, step.stop, step.right)
+        self.observe(float(step.start), float(step.stop), step.right)
 
     def observe(self, start: float, stop: float, h: Tensor) -> None:
         """Count a step and show its end to the callback and the bar, without keeping it as an output."""
@@ -124,7 +125,7 @@ class Recorder:
     def _break_off(self, ends: Sequence[tuple[float, float]], outputs: Sequence[Output]) -> None:
         if outputs:
             self.last_good = outputs[-1]
-        reached = ends[0][0] if self.last_good is None else max(ends[0][0], self.last_good.t)
+        reached = ends[0][0] if self.last_good is None else max(ends[0][0], float(self.last_good.t))
         if self._callback is None:
             self.stats.accepted += sum(stop <= reached for _, stop in ends)
         self.last_step = next((end for end in ends if end[1] > reached), ends[-1])

@@ -25,8 +25,8 @@ class Tableau:
     diagonal can be written down, so the method is explicit); ``b``, s weights; ``order``, the order that the
     method is said to have. :func:`ctgate.convergence.check_tableau` verifies it. An adaptive method also has
     ``error``, the weights :math:`b_i - \hat b_i` of its error estimate :math:`dt \sum_i e_i k_i`. ``bubble``
-    holds the weights :math:`d_i` of its continuous extension: with slopes :math:`k_1, f(h')` at the ends it is
-    the cubic Hermite interpolant plus :math:`\theta^2 (1-\theta)^2\, dt \sum_i d_i k_i`.
+    holds the weights :math:`d_i` of its continuous extension: with slopes :math:`k_1, f(h')` at the ends it
+    is the cubic Hermite interpolant plus :math:`\theta^2 (1-\theta)^2\, dt \sum_i d_i k_i`.
 
     Raises: ValueError naming the part whose length is wrong or which is not finite, or an order that is not a
     positive integer.

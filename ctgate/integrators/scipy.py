@@ -295,6 +295,7 @@ class _SampleField:
 
     @torch.no_grad()
     def jacobian(self, u: Input, t: float, h: State) -> Matrix:
+        self._dynamics.stats.jacobians += 1
         value = self._dynamics.prob.call("jacobian", t, self._tensor(h), self._row(u, t)).full()
         return _array(value.reshape(h.size, h.size))
 

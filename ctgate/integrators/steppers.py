@@ -19,8 +19,12 @@ from ctgate.algorithms import (
     Tsit5,
 )
 from ctgate.integrators import runge_kutta
-from ctgate.integrators.exponential import exponential_attempt, exponential_euler_step, exponential_midpoint_step
 from ctgate.integrators.dynamics import Dynamics
+from ctgate.integrators.exponential import (
+    exponential_attempt,
+    exponential_euler_step,
+    exponential_midpoint_step,
+)
 from ctgate.integrators.grid import Step
 from ctgate.integrators.method import Method
 from ctgate.integrators.recorder import AcceptedStep, Keep, Output

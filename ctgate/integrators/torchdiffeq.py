@@ -106,7 +106,7 @@ class Walk:
         if not bool(torch.isfinite(h).all()):
             raise Halt(ReturnCode.UNSTABLE, f"the state is not finite after t = {self.time:.9g}")
         step = AcceptedStep(self.time, min(time, self._cut.stop), self.h, h, self._cut.u)
-        self.time, self.h = step.stop, h
+        self.time, self.h = float(step.stop), h
         self._progress.accept(step)
 
     def release(self) -> None:

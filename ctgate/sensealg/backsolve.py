@@ -84,7 +84,7 @@ def run_backsolve(
     refuse_captured(prob, cuts[0], first, "BacksolveAdjoint")
     refuse_nested(first, "BacksolveAdjoint")
     limit = float("inf") if recorder.max_steps is None else recorder.max_steps
-    progress = Progress(lambda step: recorder.observe(step.start, step.stop, step.right), limit)
+    progress = Progress(lambda step: recorder.observe(float(step.start), float(step.stop), step.right), limit)
     h = prob.h0
     wish = first_wish(dynamics, alg, cuts[0], h, tolerances)
     try:

@@ -1,9 +1,10 @@
 """The discrete adjoint: differentiate the steps that were taken.
 
-Adaptive methods find their steps outside the graph. Where a gradient is wanted the steps are then taken again,
-each under ``torch.utils.checkpoint`` (non-reentrant): the graph keeps the states between them and computes the
-stages once more in the backward pass. Tensors that the field captures keep their gradients. Fixed steps are
-known beforehand; autograd follows them as they run, or, with checkpoints, in stretches that run again.
+Adaptive methods find their steps outside the graph. Where a gradient is wanted the steps are then taken
+again, each under ``torch.utils.checkpoint`` (non-reentrant): the graph keeps the states between them and
+computes the stages once more in the backward pass. Tensors that the field captures keep their gradients.
+Fixed steps are known beforehand; autograd follows them as they run, or, with checkpoints, in stretches that
+run again.
 """
 
 from collections.abc import Sequence
@@ -52,7 +53,7 @@ def run_fixed(
             h, _, outputs = run_steps(dynamics, method, part, h, None, recorder.keep)
         else:
             h, _, outputs = recomputed(dynamics, method, part, h, None, recorder.keep, unchanged)
-        recorder.extend([(step.start, step.stop) for step in part], outputs, h)
+        recorder.extend([(float(step.start), float(step.stop)) for step in part], outputs, h)
     if allowed < len(plan):
         raise Halt(
             ReturnCode.MAX_STEPS, f"{allowed} steps were taken and t = {plan[allowed].start:.9g} was reached"
@@ -75,7 +76,7 @@ def run_adaptive(
         taken.append(step)
         if not loop.tracked:
             found.extend(recorder.keep(accepted))
-        recorder.observe(accepted.start, accepted.stop, accepted.right)
+        recorder.observe(float(accepted.start), float(accepted.stop), accepted.right)
 
     control = dynamics.prob.control
     frame = SharedFrame(cuts, control is not None and not control.continuous, accept)
@@ -113,7 +114,7 @@ def run_torchdiffeq(
 
     def note(step: AcceptedStep) -> None:
         taken.append(Step(step.start, step.stop, step.stop - step.start, step.u))
-        recorder.observe(step.start, step.stop, step.right)
+        recorder.observe(float(step.start), float(step.stop), step.right)
 
     progress = Progress(recorder.accept if checkpoints is None else note, limit)
     cut_short: Halt | KeyboardInterrupt | None = None
@@ -182,9 +183,7 @@ def recomputed(
     times: list[float | Tensor] = []
 
     def run(h: Tensor, slope: Tensor | None) -> tuple[Tensor | None, ...]:
-        unchanged.check(
-            "DiscreteAdjoint()", "backward() takes the steps again: call it before the update"
-        )
+        unchanged.check("DiscreteAdjoint()", "backward() takes the steps again: call it before the update")
         last, ahead, outputs = run_steps(dynamics, method, part, h, slope, keep)
         times[:] = [output.t for output in outputs]
         return last, ahead, *(output.h for output in outputs)

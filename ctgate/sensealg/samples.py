@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ctgate.algorithms import FixedStepAlgorithm, NativeAdaptiveAlgorithm
-from ctgate.integrators.adaptive import AdaptiveLoop
 from ctgate.guard import Unchanged
+from ctgate.integrators.adaptive import AdaptiveLoop
 from ctgate.integrators.dynamics import Dynamics
 from ctgate.integrators.frames import SampleFrame
 from ctgate.integrators.method import Method

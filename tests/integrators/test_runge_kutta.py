@@ -161,10 +161,12 @@ def test_last_stage_is_the_next_first_one(tableau):
 
 
 @pytest.mark.parametrize("theta", [0.1, 0.37, 0.5, 0.9])
-@pytest.mark.parametrize(("tableau", "order"), [(BOSH3, 3), (DOPRI5, 4), (TSIT5, 4)], ids=lambda x: str(x)[:16])
+@pytest.mark.parametrize(
+    ("tableau", "order"), [(BOSH3, 3), (DOPRI5, 4), (TSIT5, 4)], ids=lambda x: str(x)[:16]
+)
 def test_continuous_extension_satisfies_the_order_conditions(tableau, order, theta):
-    """At each theta, sum_i b_i(theta) Phi_i(t) = theta^|t| / gamma(t) for every tree up to the order, with b(theta)
-    read off the Hermite interpolant plus bubble; one order further it fails."""
+    """sum_i b_i(theta) Phi_i(t) = theta^|t| / gamma(t) for every tree up to the order, with b(theta) read off
+    the Hermite interpolant plus bubble; one order further it fails."""
     stages = tableau.stages
     ends = np.zeros((2, stages))
     ends[0, 0] = ends[1, -1] = 1.0

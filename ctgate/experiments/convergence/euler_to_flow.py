@@ -88,7 +88,7 @@ def flow_retention(prob: ct.ODEProblem) -> Tensor:
 
     start = torch.cat([prob.h0, torch.zeros_like(prob.h0)], -1)
     joint = ct.ODEProblem(ct.Field(both, state_size=2 * size), start, prob.tspan, prob.control)
-    sol = ct.solve(joint, ct.Dopri8(), rtol=1e-12, atol=1e-14, saveat=[prob.tspan[1]], throw=True)
+    sol = ct.solve(joint, ct.Dopri8(), rtol=1e-12, atol=1e-14, saveat=[prob.span[1]], throw=True)
     return torch.exp(-sol.hs[-1, ..., size:])
 
 
