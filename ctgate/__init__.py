@@ -4,6 +4,8 @@ __version__ = "0.1.0"
 
 from ctgate import convergence
 from ctgate.adapters import (
+    Labels,
+    TimeAxis,
     from_pandas,
     from_sequences,
     from_xarray,
@@ -76,6 +78,7 @@ __all__ = [
     "GatedRate",
     "Heun",
     "Jacobian",
+    "Labels",
     "Leaky",
     "LinearInterpolation",
     "Midpoint",
@@ -88,6 +91,7 @@ __all__ = [
     "Solution",
     "SolveError",
     "Stack",
+    "TimeAxis",
     "Tsit5",
     "VectorField",
     "ZeroOrderHold",
