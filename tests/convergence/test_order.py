@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -9,8 +10,8 @@ import torch
 import ctgate as ct
 from ctgate.convergence import test_convergence as measure_order
 from ctgate.convergence.measure import Target, measure
-from ctgate.integrators import fixed
-from ctgate.integrators.runge_kutta import RK4
+from ctgate.integrators import steppers
+from ctgate.integrators.runge_kutta import RK4, explicit_attempt
 from tests.convergence.problems import TAU, decay, driven, driven_solution, euler_decay
 from tests.typechecker import unchecked
 
@@ -115,7 +116,8 @@ def test_a_failed_solve_is_left_out():
     ids=["b sums to 31/30", "b swapped", "a misplaced", "c"],
 )
 def test_a_broken_method_is_called_low(monkeypatch, parts):
-    monkeypatch.setitem(fixed._TABLEAUS, ct.RK4, dataclasses.replace(RK4, **parts))
+    broken = partial(explicit_attempt, dataclasses.replace(RK4, **parts))
+    monkeypatch.setitem(steppers._METHODS, ct.RK4, broken)
     result = measure_order(driven(), ct.RK4, DTS, reference=driven_solution)
     assert result.verdict.item() == "low"
     assert result.order.item() < 3.2

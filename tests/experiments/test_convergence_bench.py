@@ -5,6 +5,7 @@ import math
 import runpy
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +28,8 @@ from ctgate.experiments.convergence.series import (
     table,
     write,
 )
-from ctgate.integrators import fixed
-from ctgate.integrators.runge_kutta import RK4
+from ctgate.integrators import steppers
+from ctgate.integrators.runge_kutta import RK4, explicit_attempt
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = Preset(sizes=3, tolerances=3, draws=1, refinements=5, cells=2)
@@ -188,7 +189,8 @@ def test_cosine_solution_solves_its_equation():
 
 
 def test_a_broken_method_is_found_among_right_ones(monkeypatch, capsys, tmp_path):
-    monkeypatch.setitem(fixed._TABLEAUS, ct.RK4, dataclasses.replace(RK4, b=(1 / 6, 1 / 3, 1 / 6, 1 / 3)))
+    broken = partial(explicit_attempt, dataclasses.replace(RK4, b=(1 / 6, 1 / 3, 1 / 6, 1 / 3)))
+    monkeypatch.setitem(steppers._METHODS, ct.RK4, broken)
     prob, exact = problems.cosine(), problems.cosine_solution
     series = solver_order.fixed(prob, "P", 3, exact=exact)
     verdicts = dict(
