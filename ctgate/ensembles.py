@@ -198,7 +198,7 @@ class EnsembleSolution:
                     f"output {number} is {type(output).__name__}; to_xarray needs Solutions, so leave "
                     "output_func out"
                 )
-            if not torch.equal(output.ts, outputs[0].ts):
+            if not np.array_equal(output.ts.detach().cpu(), outputs[0].ts.detach().cpu(), equal_nan=True):
                 raise ValueError(
                     f"trajectories 0 and {number} are known at different times, {len(outputs[0].ts)} and "
                     f"{len(output.ts)} of them; solve with saveat=..., and see .failed for those that ended "

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ctgate.algorithms import Algorithm
+from ctgate.controls.base import concrete
 from ctgate.controls.times import FLOAT64_EPS, as_float64, first_index, rounding_of
 from ctgate.dense import Extension, evaluate
 from ctgate.fields.base import broadcasts_to
@@ -80,7 +82,7 @@ class Solution:
             return dict(self.stored)
         if self.unchanged is not None:
             self.unchanged.check("sol[gate]", "read gates before the update")
-        gates = evaluate(self.prob, "gates", self.ts, self.hs, "right")
+        gates = at_known(self.prob, "gates", self.ts, self.hs)
         if isinstance(gates, Tensor):
             raise TypeError("the field's gates(t, h, u) must return a dict of named gates")
         return gates
@@ -140,3 +142,26 @@ class Solution:
         from ctgate.storage import save
 
         save(self, path)
+
+
+def at_known(prob: ODEProblem, method: str, ts: Tensor, hs: Tensor) -> Tensor | dict[str, Tensor]:
+    """A method of the field at the times and states of a solution; NaN where a sample has no state.
+
+    There the field sees the sample's initial value in its place, so that no NaN reaches a gradient.
+    """
+    known = ~hs.detach().isnan().any(-1, keepdim=True)
+    if concrete(known.all()) != 0.0:
+        return evaluate(prob, method, ts, hs)
+    values = evaluate(prob, method, known_times(prob, ts), torch.where(known, hs, prob.h0))
+    if isinstance(values, Tensor):
+        return torch.where(known, values, torch.nan)
+    return {name: torch.where(known, value, torch.nan) for name, value in values.items()}
+
+
+def known_times(prob: ODEProblem, ts: Tensor) -> Tensor:
+    """Times ``(time,)`` or ``(time, *batch)`` at which a control can be asked: a sample's start where NaN."""
+    if not ts.isnan().any():
+        return ts
+    start, _ = prob.sample_spans()
+    own = ts.reshape(*ts.shape, *(1,) * (1 + start.ndim - ts.ndim))
+    return torch.where(own.isnan(), start, own)
