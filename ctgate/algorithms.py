@@ -52,9 +52,13 @@ class AdaptiveAlgorithm(Algorithm):
 
     Parameters: ``first_step`` [time] (None: chosen from the field's first two derivatives) and
     ``max_step`` [time].
+
+    The estimate of a step's error is O(dt^error_order), so steps follow tol^(1 / error_order) and the global
+    error follows tol^(order / error_order).
     """
 
     adaptive: ClassVar[bool] = True
+    error_order: ClassVar[int]
     first_step: float | None = None
     max_step: float = math.inf
 
@@ -129,8 +133,6 @@ class NativeAdaptiveAlgorithm(AdaptiveAlgorithm):
     where the samples have times of their own, which needs it, and False elsewhere.
     """
 
-    # The order of the error estimate, which sets how a step's size follows from it: dt^error_order.
-    error_order: ClassVar[int]
     per_sample: bool | None = None
 
     def __post_init__(self) -> None:
@@ -190,6 +192,7 @@ class Dopri8(AdaptiveAlgorithm):
 
     order: ClassVar[int] = 8
     dense_order: ClassVar[int] = 7
+    error_order: ClassVar[int] = 8
 
 
 @dataclass(frozen=True)
@@ -225,29 +228,34 @@ class Radau(ScipyAlgorithm):
 
     order: ClassVar[int] = 5
     dense_order: ClassVar[int] = 3
+    error_order: ClassVar[int] = 4
 
 
 @dataclass(frozen=True)
 class BDF(ScipyAlgorithm):
     """Backward differentiation formulas of order 1 to 5 with quasi-constant steps, scipy's.
 
+    The orders are those of the highest formula.
+
     L. F. Shampine and M. W. Reichelt, SIAM J. Sci. Comput. 18 (1997) 1.
     """
 
     order: ClassVar[int] = 5
     dense_order: ClassVar[int] = 5
+    error_order: ClassVar[int] = 6
 
 
 @dataclass(frozen=True)
 class LSODA(ScipyAlgorithm):
     """Adams and BDF methods with automatic switching between them (ODEPACK), scipy's. For problems that are
-    stiff in places.
+    stiff in places. The orders are those of the highest BDF formula.
 
     L. Petzold, SIAM J. Sci. Stat. Comput. 4 (1983) 136.
     """
 
     order: ClassVar[int] = 5
     dense_order: ClassVar[int] = 5
+    error_order: ClassVar[int] = 6
 
 
 ALGORITHMS: dict[str, type[Algorithm]] = {

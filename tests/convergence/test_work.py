@@ -68,14 +68,51 @@ def test_error_is_proportional_to_tolerance(method):
     assert evaluations[-1] > evaluations[0]
 
 
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        (ct.Tsit5, 1.0),
+        (ct.Rosenbrock23, 2.0 / 3.0),
+        (ct.Radau, 5.0 / 4.0),
+        (ct.BDF, 5.0 / 6.0),
+        (ct.LSODA, 5.0 / 6.0),
+    ],
+)
+def test_what_follows_from_a_tolerance_follows_from_the_method(method, expected):
+    """The error estimate is O(dt^q) and the error O(dt^p), so the error follows tol^(p/q)."""
+    result = work_precision(driven(), method, TOLS[:4], reference=driven_solution)
+    assert result.algorithm.item() == method.__name__
+    assert result.expected_slope.item() == pytest.approx(expected)
+    assert result.slope.item() == pytest.approx(expected, abs=0.25)
+    assert result.verdict.item() == "right"
+
+
+@pytest.mark.parametrize(("method", "expected"), [(ct.Tsit5, 1.0), (ct.Rosenbrock23, 2.0 / 3.0)])
+def test_gradients_of_the_native_methods_follow_the_tolerance(method, expected):
+    result = work_precision(driven(), method(), TOLS[:4], loss=total)
+    assert result.gradient_slope.item() == pytest.approx(expected, abs=0.25)
+    assert result.gradient_verdict.item() == "right"
+
+
+def test_scipy_s_methods_beside_others_and_without_a_gradient():
+    result = work_precision(driven(), [ct.Radau, ct.Dopri5()], TOLS[:3], reference=driven_solution)
+    assert list(result.algorithm.values) == ["Radau", "Dopri5"]
+    with pytest.raises(ValueError, match=r"alg is Radau\(.*no gradient passes through scipy's steps"):
+        work_precision(driven(), ct.Radau, TOLS, loss=total)
+
+
 def test_backsolve_counts_its_reverse_pass():
     result = work_precision(driven(), ct.Dopri5, TOLS, loss=total, sensealg=ct.BacksolveAdjoint())
     assert bool((result.evaluations_backward > 0).all())
     assert bool((result.gradient_error > 0).all())
     assert result.gradient_slope.item() == pytest.approx(1.0, abs=0.4)
     assert result.attrs["sensealg"] == "BacksolveAdjoint()"
-    discrete = work_precision(driven(), ct.Dopri5, TOLS, loss=total)
-    assert bool((discrete.evaluations_backward == 0).all())
+
+
+def test_the_discrete_adjoint_takes_the_accepted_steps_again_and_no_others():
+    """Seven stages, of which the last is the next step's first."""
+    result = work_precision(driven(), ct.Dopri5, TOLS, loss=total)
+    np.testing.assert_array_equal(result.evaluations_backward, 1 + 6 * result.steps)
 
 
 def test_methods_with_different_numbers_of_settings_are_padded():
