@@ -8,15 +8,20 @@ class DiscreteAdjoint:
     """Differentiate the accepted steps: the exact gradient of the numerical solution. The default.
 
     The choice of the steps is outside the graph. Any tensor that the field uses receives its gradient,
-    captured ones included.
+    captured ones included; so do times per sample.
 
-    Parameters: ``checkpoints``, the number of states that the forward pass keeps. None keeps the whole
-    graph. Otherwise the steps between two checkpoints are taken again in the backward pass, so memory
+    Parameters: ``checkpoints``, the number of states that the forward pass keeps. With None the graph of
+    fixed-step methods and of Dopri8 is that of all their stages. The native adaptive ones (Bosh3, Dopri5,
+    Tsit5, Rosenbrock23) keep the state between accepted steps, and compute the stages again in the backward
+    pass. With a number, the steps between two checkpoints are taken again in the backward pass, so memory
     falls from all steps to (all steps)/checkpoints plus checkpoints; about the square root of the number
     of steps is best. Adaptive methods then choose their steps in a pass of its own.
 
-    Applicability: with ``checkpoints`` the field must be deterministic, and ``torch.func`` transforms do not
-    apply (torch refuses them by name). Reference: THEORY.md 6.
+    Applicability: where steps are taken again the field must be deterministic, and the tensors that it reads
+    must not change before the backward pass (RuntimeError if they do). Reverse transforms of ``torch.func``
+    (grad, vjp, jacrev, hessian) pass through fixed-step and native adaptive methods without ``checkpoints``,
+    with the graph of all stages; torch refuses them with ``checkpoints``. ``torch.func.vmap`` does not pass
+    through adaptive methods. Reference: THEORY.md 6, 8 and, for gradients by times, 11.
     """
 
     checkpoints: int | None = None
