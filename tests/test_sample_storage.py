@@ -1,6 +1,7 @@
 """Datasets and files of solutions in which samples have steps, times and return codes of their own."""
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -54,11 +55,10 @@ SOLVES = {
     "Dopri5": lambda batch: ct.solve(gru_problem(batch), own(ct.Dopri5())),
     "own times Bosh3": lambda batch: ct.solve(gru_problem(batch, own_times=True), ct.Bosh3(), rtol=1e-4),
     "own times Euler": lambda batch: ct.solve(gru_problem(batch, own_times=True), ct.Euler(dt=0.2)),
-    "own times RK4": lambda batch: ct.solve(gru_problem(batch, own_times=True), ct.RK4(dt=0.2)),
-    "Rosenbrock23": lambda batch: ct.solve(gru_problem(batch), own(ct.Rosenbrock23()), rtol=1e-4),
-    "Radau": lambda batch: ct.solve(gru_problem(batch), ct.Radau()),
-    "own times BDF": lambda batch: ct.solve(gru_problem(batch, own_times=True), ct.BDF(), rtol=1e-5),
-    "LSODA": lambda batch: ct.solve(gru_problem(batch), ct.LSODA(), rtol=1e-10, atol=1e-12),
+    "Rosenbrock23": lambda batch: ct.solve(gru_problem(batch), own(ct.Rosenbrock23()), rtol=1e-2),
+    "Radau": lambda batch: ct.solve(gru_problem(batch), ct.Radau(), rtol=1e-3),
+    "own times BDF": lambda batch: ct.solve(gru_problem(batch, own_times=True), ct.BDF(), rtol=1e-3),
+    "LSODA": lambda batch: ct.solve(gru_problem(batch), ct.LSODA(), rtol=1e-4),
     "saveat": lambda batch: ct.solve(
         gru_problem(batch, own_times=True), ct.Dopri5(), saveat=late_saves(batch)
     ),
@@ -66,6 +66,7 @@ SOLVES = {
 }
 
 
+@functools.cache
 def solution(name, batch):
     """A solution outside any graph, through which scipy's methods do not solve."""
     with torch.no_grad():
@@ -115,21 +116,29 @@ def assert_same(again, sol, rounding=1e-13):
         assert torch.allclose(again(t), live, rtol=rounding, atol=rounding)
 
 
-@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize(
+    ("batch", "suffix"), [((), ".zarr"), ((2,), ".nc"), ((2,), ".zarr"), ((2, 3), ".nc")]
+)
 @pytest.mark.parametrize("name", SOLVES)
-def test_files_round_trip(tmp_path, name, batch):
+def test_files_round_trip(tmp_path, name, batch, suffix):
     sol = solution(name, batch)
-    for suffix in (".nc", ".zarr"):
-        path = tmp_path / f"solution{suffix}"
-        sol.save(path)
-        again = ct.load(path)
-        assert_same(again, sol)
-        data = sol.to_xarray().drop_vars(["time_constant", "control"], errors="ignore")
-        xr.testing.assert_identical(again.to_xarray(), data)
-    # What was loaded can be saved again, in the other format.
-    again.save(tmp_path / "second.nc")
+    path = tmp_path / f"solution{suffix}"
+    sol.save(path)
+    again = ct.load(path)
+    assert_same(again, sol)
+    data = sol.to_xarray().drop_vars(["time_constant", "control"], errors="ignore")
+    xr.testing.assert_identical(again.to_xarray(), data)
+
+
+@pytest.mark.parametrize("name", ["own times Euler", "Radau"])
+def test_what_was_loaded_can_be_saved_again(tmp_path, name):
+    sol = solution(name, (2,))
+    sol.save(tmp_path / "first.zarr")
+    first = ct.load(tmp_path / "first.zarr")
+    first.save(tmp_path / "second.nc")
     second = ct.load(tmp_path / "second.nc")
-    assert torch.equal(second(inside(sol)), again(inside(sol)))
+    assert_same(second, sol)
+    assert torch.equal(second(inside(sol)), first(inside(sol)))
 
 
 @pytest.mark.parametrize("name", ["Dopri5", "own times Euler", "Radau", "saveat"])
@@ -285,7 +294,7 @@ def spans(batch):
     return torch.zeros(batch, dtype=torch.float64), torch.full(batch, STOP, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("alg", [ct.Radau(), ct.BDF(), ct.LSODA()])
+@pytest.mark.parametrize("alg", [ct.BDF(), ct.LSODA()])
 def test_a_stiff_method_that_changes_its_order_and_its_step(tmp_path, alg):
     """Van der Pol's oscillator over a fast transition, where LSODA changes its method as well."""
     field = ct.Field(

@@ -56,7 +56,8 @@ def to_dataset(sol: Solution) -> xr.Dataset:
 
     for name, part in sol.components.items():
         add(name, sol.hs[..., part], _unit_dim(name), f"{name} state", "1")
-    for name, values in sol.gates().items():
+    gates = sol.gates()
+    for name, values in gates.items():
         add(name, values, _unit_dim(name), f"{name} gate", "1")
     if sol.prob is not None:
         constants = at_known(sol.prob, "time_constants", sol.ts, sol.hs)
@@ -64,7 +65,7 @@ def to_dataset(sol: Solution) -> xr.Dataset:
         add("time_constant", constants, "state", "time constant 1 / rate", "time")
         if sol.prob.control is not None:
             add("control", _inputs(sol), "channel", "input u(t)", "1")
-    return xr.Dataset({**variables, **codes}, coords=times, attrs=_attributes(sol))
+    return xr.Dataset({**variables, **codes}, coords=times, attrs=_attributes(sol, list(gates)))
 
 
 def from_dataset(data: xr.Dataset, dense: Extension | str) -> Solution:
@@ -151,7 +152,7 @@ def _inputs(sol: Solution) -> Tensor:
     return torch.where(unknown.reshape(*unknown.shape, *(1,) * (us.ndim - unknown.ndim)), torch.nan, us)
 
 
-def _attributes(sol: Solution) -> dict[str, Any]:
+def _attributes(sol: Solution, gates: list[str]) -> dict[str, Any]:
     size = sol.hs.shape[-1]
     record: Mapping[str, Any] = {
         "algorithm": type(sol.alg).__name__,
@@ -159,7 +160,7 @@ def _attributes(sol: Solution) -> dict[str, Any]:
         "tolerances": sol.tolerances,
         "components": {name: part.indices(size)[:2] for name, part in sol.components.items()},
         "output": sol.output_slice.indices(size)[:2],
-        "gates": list(sol.gates()),
+        "gates": gates,
         "stats": dataclasses.asdict(sol.stats),
     }
     return {
