@@ -58,13 +58,13 @@ def stack(probs: Sequence[ODEProblem]) -> ODEProblem:
     return ODEProblem(field, h0, (start, stop), control, parameters)
 
 
-def split(sol: Solution, probs: Sequence[ODEProblem], saves: int) -> list[Solution]:
+def split(sol: Solution, probs: Sequence[ODEProblem], saved: bool) -> list[Solution]:
     """The solution of each problem out of that of ``stack(probs)``, as if each had been solved alone.
 
-    ``saves`` is the number of dimensions of ``saveat``, 0 without it. Each has its own problem, codes and
+    ``saved`` says whether ``saveat`` was given. Each has its own problem, codes and
     dense output; ``stats`` is that of all together.
     """
-    return [_part(sol, number, prob, saves) for number, prob in enumerate(probs)]
+    return [_part(sol, number, prob, saved) for number, prob in enumerate(probs)]
 
 
 class StackedField(VectorField):
@@ -304,19 +304,17 @@ def _padded(rows: Tensor, count: int, value: float) -> Tensor:
     return torch.cat([rows, rows.new_full((count - len(rows), *rows.shape[1:]), value)])
 
 
-def _part(sol: Solution, number: int, prob: ODEProblem, saves: int) -> Solution:
+def _part(sol: Solution, number: int, prob: ODEProblem, saved: bool) -> Solution:
     # Alone, all samples of this problem would take the same steps.
     one_clock = isinstance(sol.alg, FixedStepAlgorithm) and not prob.per_sample
     codes = None if sol.retcodes is None else sol.retcodes[number, ...]
     code = sol.retcode
     if codes is not None:
         code = next((own for own in codes.reshape(-1).tolist() if not own.good), ReturnCode.SUCCESS)
-    ts, hs = sol.ts[:, number], sol.hs[:, number]
-    if not saves:
+    ts, hs = sol.ts if sol.ts.ndim == 1 else sol.ts[:, number], sol.hs[:, number]
+    if not saved:
         ts, hs = _without_rest(ts, hs, one_clock)
-    elif saves == 1 and not prob.per_sample:
-        ts = _first_column(ts)
-    if saves and one_clock:
+    if saved and one_clock:
         reached = ~hs.detach().isnan().reshape(len(hs), -1).any(-1)
         ts, hs = ts[reached], hs[reached]
     unchanged = Unchanged(prob)
