@@ -260,7 +260,8 @@ class Dense:
         nodes = self.ts.detach().movedim(0, -1).contiguous()
         t = t.reshape(len(t), *t.shape[1:], *(1,) * (self.ts.ndim - t.ndim))
         at = t.detach().expand(len(t), *self.ts.shape[1:])
-        found = torch.searchsorted(nodes, at.movedim(0, -1).contiguous(), right=True).movedim(-1, 0)
+        # A time at a node belongs to the step that ends there: what follows may be a repeated last node.
+        found = torch.searchsorted(nodes, at.movedim(0, -1).contiguous()).movedim(-1, 0)
         step = (found - 1).clamp(0, len(self.ts) - 2)
         if step.ndim > 1:
             ends = self.ends(step)
@@ -300,8 +301,8 @@ def live_dense(prob: ODEProblem, alg: Algorithm, ts: Tensor, hs: Tensor, unchang
 def at_saves(extension: Extension, saves: Tensor) -> Tensor:
     """States ``(time, *batch, state)`` at times per sample ``(time, *batch)``; NaN where a time is NaN or
     lies beyond what the sample reached."""
-    _, stop = extension.span
+    start, stop = extension.span
     beyond = saves > stop + rounding_of(stop.detach(), FLOAT64_EPS)
     known = ~(saves.isnan() | beyond).unsqueeze(-1)
-    states = extension(torch.where(known.squeeze(-1), saves, stop))
+    states = extension(torch.where(known.squeeze(-1), saves, start))
     return states if bool(known.all()) else torch.where(known, states, torch.nan)

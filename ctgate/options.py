@@ -167,7 +167,8 @@ def check_saveat(
         )
     eps = max(eps, time_resolution(prob.control))
     if times.ndim > 1 or prob.per_sample or times.requires_grad:
-        return _check_sample_saves(times.to(prob.h0.device), eps, prob)
+        checked = _check_sample_saves(times.to(prob.h0.device), eps, prob)
+        return checked if times.ndim > 1 or times.requires_grad else times.tolist()
     start, stop = prob.span
     saves = [_snapped(t, prob.span, eps) for t in times.cpu().tolist()]
     for number, t in enumerate(saves):

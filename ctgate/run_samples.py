@@ -59,6 +59,12 @@ class OwnRuns:
         finally:
             self.dynamics.finish_forward()
 
+    def empty(self) -> Solution:
+        """The solution of an empty batch: nothing to integrate."""
+        ts = torch.stack(self.prob.sample_spans())
+        run = SampleRun(ts, self.prob.h0.expand(2, *self.prob.h0.shape), [], [])
+        return self.solution(run, live_dense(self.prob, self.alg, run.ts, run.hs, self.unchanged), True)
+
     def solution(self, run: SampleRun, extension: Extension, dense: bool) -> Solution:
         """The solution at the saved times, or at every node."""
         ts, hs = run.ts, run.hs

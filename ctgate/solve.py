@@ -180,8 +180,10 @@ def _solve(
         refuse_gradients(prob, chosen)
     stats = Stats(f"{chosen}{why}", _engine(chosen, sensitivity), repr(sensitivity))
     begun = time.perf_counter()
-    if own_clocks and prob.h0.numel():
+    if own_clocks:
         clocks = OwnRuns(prob, chosen, sensitivity, tolerances, saves, stats)
+        if prob.h0.numel() == 0:
+            return clocks.empty(), ""
         starts, stops = prob.sample_spans()
         with _bar(float((stops - starts).detach().mean()), progress) as bar:
             recorder = Recorder(stats, lambda step: (), callback, bar.update, limit)

@@ -36,6 +36,7 @@ class Step(NamedTuple):
 
     Times are floats, or tensors ``(*batch)`` in float64 where every sample has its own. ``fresh`` says that
     dh/dt at the start is not what the step before ended with: the first step, or one after a jump.
+    ``standing`` (*batch) marks samples that take no step.
     """
 
     start: float | Tensor
@@ -43,6 +44,7 @@ class Step(NamedTuple):
     dt: float | Tensor
     u: Input
     fresh: bool = True
+    standing: Tensor | None = None
 
 
 def time_resolution(control: Control | None) -> float:

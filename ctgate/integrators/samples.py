@@ -92,7 +92,11 @@ class Plan:
         """The steps, with the graph of the edges, and the inputs on them."""
         grid = self.grid
         start, stop, dt = (grid.tensor(part) for part in (self.start, self.stop, self.dt))
-        inputs = grid.inputs(start, stop)
+        # A sample that stands still is evaluated where it began: it may stand before an overflow, or a pole.
+        standing = dt == 0.0
+        idle = standing.reshape(len(dt), -1).any(-1).tolist()
+        begin = torch.where(standing, grid.edges[0].detach(), start)
+        inputs = grid.inputs(begin, torch.where(standing, begin, stop))
         if grid.edges.requires_grad:
             segment = grid.tensor(self.segment)
             # Zero, with the graph of the edges.
@@ -100,10 +104,12 @@ class Plan:
             left, right = motion.gather(0, segment), motion.gather(0, segment + 1)
             start_motion = torch.lerp(left, right, grid.tensor(self.start_slide))
             stop_motion = torch.lerp(left, right, grid.tensor(self.stop_slide))
-            start, stop = start + start_motion, stop + stop_motion
+            begin, stop = begin + torch.where(standing, 0.0, start_motion), stop + stop_motion
             dt = dt + (stop_motion - start_motion)
-        parts = zip(start.unbind(0), stop.unbind(0), dt.unbind(0), inputs, self.fresh, strict=True)
-        return [Step(t, end, size, u, bool(fresh.any())) for t, end, size, u, fresh in parts]
+        masks = [mask if some else None for mask, some in zip(standing.unbind(0), idle, strict=True)]
+        fresh = self.fresh.any(-1).tolist()
+        parts = (begin.unbind(0), stop.unbind(0), dt.unbind(0), inputs, fresh, masks)
+        return [Step(*part) for part in zip(*parts, strict=True)]
 
     def truncated(self, counts: Integers) -> "Plan":
         """The first ``counts`` (sample,) steps of every sample; afterwards it stands still."""

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from ctgate.algorithms import (
@@ -59,7 +60,18 @@ def run_steps(
     ``keep`` wants of each step."""
     outputs: list[Output] = []
     for step in steps:
-        attempt = method(dynamics, step, h, None if step.fresh else slope, False)
-        outputs.extend(keep(AcceptedStep(step.start, step.stop, h, attempt.h, step.u)))
-        h, slope = attempt.h, attempt.slope
+        attempt = method(dynamics, step, _moving(dynamics, step, h), None if step.fresh else slope, False)
+        following = attempt.h
+        if step.standing is not None:
+            following = torch.where(step.standing.unsqueeze(-1), h, following)
+        outputs.extend(keep(AcceptedStep(step.start, step.stop, h, following, step.u)))
+        h, slope = following, attempt.slope
     return h, slope, outputs
+
+
+def _moving(dynamics: Dynamics, step: Step, h: Tensor) -> Tensor:
+    """The states to step from: those of samples that stand still are put back to where they began, so that
+    nothing infinite is evaluated, which would turn a gradient of zero into NaN."""
+    if step.standing is None:
+        return h
+    return torch.where(step.standing.unsqueeze(-1), dynamics.prob.h0.detach(), h)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ctgate.algorithms import FixedStepAlgorithm, NativeAdaptiveAlgorithm
+from ctgate.dense import Ends, slopes_of_steps, take_nodes
 from ctgate.guard import Unchanged
 from ctgate.integrators.adaptive import AdaptiveLoop
 from ctgate.integrators.dynamics import Dynamics
@@ -124,6 +125,7 @@ def _run_fixed(
     finite = np.array(torch.isfinite(hs.detach()).all(-1).reshape(len(hs), -1).tolist())
     good = np.where(finite.all(0), plan.counts, np.argmin(finite, axis=0) - 1)
     if (good < plan.counts).any():
+        good = _before_the_brink(dynamics, alg, ts, hs, good, plan.counts)
         # Once more without the steps that diverge: a NaN would enter the gradients of all samples.
         plan = shorten(plan, good, ReturnCode.UNSTABLE, "the state is not finite after t = {t:.9g}")
         again: list[Output] = []
@@ -156,6 +158,26 @@ def _take(
             if recorder is not None:
                 moved = int((plan.counts > number).sum())
                 recorder.observe_samples(output.t, output.h, moved, float(plan.dt[number].mean()))
+
+
+@torch.no_grad()
+def _before_the_brink(
+    dynamics: Dynamics, alg: FixedStepAlgorithm, ts: Tensor, hs: Tensor, good: Integers, counts: Integers
+) -> Integers:
+    """Step back, in samples that diverged, from last nodes that ``sol(t)`` could not reach: slopes not finite
+    there."""
+    grid = SampleGrid(dynamics.prob)
+    while True:
+        last = grid.tensor(np.maximum(good - 1, 0)[None])
+        ends = Ends(*(take_nodes(nodes, last + k) for nodes in (ts, hs) for k in (0, 1)))
+        slopes = slopes_of_steps(dynamics.prob, ends, alg)
+        finite = torch.stack([torch.isfinite(slopes.left), torch.isfinite(slopes.right)]).all(0)
+        finite = finite & torch.isfinite(slopes.bubbles).all(0)
+        reachable = np.array(finite.all(-1).reshape(-1).tolist())
+        back = (good < counts) & (good > 0) & ~reachable
+        if not back.any():
+            return good
+        good = good - back
 
 
 def _nodes(grid: SampleGrid, h0: Tensor, outputs: Sequence[Output]) -> tuple[Tensor, Tensor]:
