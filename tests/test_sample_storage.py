@@ -312,14 +312,14 @@ def test_a_stiff_method_that_changes_its_order_and_its_step(tmp_path, alg):
 
 
 def test_an_interpolant_of_high_degree(tmp_path):
-    """LSODA's Adams methods have orders up to 12; here 9 is reached, and a lower degree would not do."""
+    """LSODA's Adams methods have orders up to 12; here one is 7, and degree 6 would be off by 4e-13."""
     field = ct.Field(lambda t, h, u: torch.stack([h[..., 1], -h[..., 0]], dim=-1))
     prob = ct.ODEProblem(field, torch.tensor([[1.0, 0.0]], dtype=torch.float64), (0.0, 30.0))
-    sol = ct.solve(prob, ct.LSODA(), rtol=1e-11, atol=1e-12)
-    assert max(len(piece.p) for run in sol.dense.runs for piece in run.pieces) - 1 >= 9
+    sol = ct.solve(prob, ct.LSODA(), rtol=1e-7, atol=1e-8)
+    assert max(len(piece.p) for run in sol.dense.runs for piece in run.pieces) - 1 == 7
     sol.save(tmp_path / "solution.nc")
     t = torch.linspace(0.0, 30.0, 1001, dtype=torch.float64)
-    assert (ct.load(tmp_path / "solution.nc")(t) - sol(t)).abs().max() < 2e-13
+    assert (ct.load(tmp_path / "solution.nc")(t) - sol(t)).abs().max() < 3e-14
 
 
 @pytest.mark.parametrize("alg", [own(ct.Dopri5()), ct.Radau(), ct.LSODA()])
