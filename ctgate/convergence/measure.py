@@ -174,7 +174,9 @@ def differentiate(
     atol = None if rtol is None else 0.01 * rtol
     if loss is None:
         with torch.no_grad():
-            sol = solve(prob, alg, saveat=times, rtol=rtol, atol=atol, throw=True, dense=False)
+            sol = solve(
+                prob, alg, saveat=times, rtol=rtol, atol=atol, sensealg=sensealg, throw=True, dense=False
+            )
         return sol.hs, {}, sol.stats
     leaves = {name: tensor for name, tensor in prob.named_parameters().items() if tensor.requires_grad}
     leaves = {name: tensor.detach().clone().requires_grad_() for name, tensor in leaves.items()}
@@ -223,8 +225,8 @@ def measure(
         setting=setting,
         error=error,
         gradient_error=steep,
-        status=_status(error, rounding * target.scale, target.state_doubt),
-        gradient_status=_status(steep, rounding, target.gradient_doubt),
+        status=status_of(error, rounding * target.scale, target.state_doubt),
+        gradient_status=status_of(steep, rounding, target.gradient_doubt),
         evaluations=stats.evaluations,
         evaluations_backward=stats.evaluations_backward,
         steps=stats.accepted,
@@ -232,7 +234,7 @@ def measure(
     )
 
 
-def _status(error: float, rounding: float, doubt: float) -> str:
+def status_of(error: float, rounding: float, doubt: float) -> str:
     """``used``, or why an error does not enter the slope."""
     if error > _CLEAR * (rounding + doubt):
         return "used"

@@ -18,6 +18,7 @@ from ctgate.convergence import measure
 from ctgate.experiments import convergence as bench
 from ctgate.experiments.convergence import euler_to_flow, gradients, problems, solver_order
 from ctgate.experiments.convergence.figure import draw
+from ctgate.experiments.convergence.inside_steps import inside_steps
 from ctgate.experiments.convergence.presets import PRESETS, Preset
 from ctgate.experiments.convergence.series import (
     STEP,
@@ -29,7 +30,7 @@ from ctgate.experiments.convergence.series import (
     write,
 )
 from ctgate.integrators import steppers
-from ctgate.integrators.runge_kutta import RK4, explicit_attempt
+from ctgate.integrators.runge_kutta import DOPRI5, RK4, explicit_attempt
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = Preset(sizes=3, tolerances=3, draws=1, refinements=5, cells=2)
@@ -96,6 +97,9 @@ def test_mean_over_problems_is_of_the_logarithm():
                 "setting": (dims, [[1e-4, 1e-5, 1e-6]]),
                 "error": (dims, [errors]),
                 "status": (dims, [statuses]),
+                "evaluations": (dims, [[errors[0] + k for k in range(3)]]),
+                "wall_time": (dims, [[2.0] * 3]),
+                "expected_slope": ("algorithm", [2.0 / 3.0]),
             }
         )
 
@@ -105,7 +109,9 @@ def test_mean_over_problems_is_of_the_logarithm():
     )
     assert series.error == pytest.approx([2.0, 0.1, 0.02])
     assert series.status == ["used", "used", "failed"]
-    assert (series.setting, series.expected, series.tolerance) == (TOLERANCE, 1.0, 0.25)
+    assert (series.setting, series.expected, series.tolerance) == (TOLERANCE, 2.0 / 3.0, 0.25)
+    assert series.evaluations == [2.5, 3.5, 4.5]
+    assert series.wall_time == [2.0] * 3
 
 
 def test_table_says_what_was_found():
@@ -210,6 +216,39 @@ def test_a_broken_method_is_found_among_right_ones(monkeypatch, capsys, tmp_path
     assert "2 of 7 slopes are off" in capsys.readouterr().out
 
 
+def test_a_broken_extension_is_found_among_right_ones(monkeypatch):
+    broken = dataclasses.replace(DOPRI5, bubble=tuple(0.9 * weight for weight in DOPRI5.bubble))
+    monkeypatch.setitem(steppers.TABLEAUS, ct.Dopri5, broken)
+    result = result_of(*inside_steps(problems.smooth(0), "P", 2.0**-4, 3))
+    verdicts = dict(zip(result.method.values.tolist(), result.verdict.values.tolist(), strict=True))
+    assert verdicts == {"Bosh3": "right", "Dopri5": "low", "Tsit5": "right", "Rosenbrock23": "right"}
+    assert list(result.expected_slope) == [4.0, 5.0, 5.0, 3.0]
+
+
+def test_a_broken_adaptive_method_is_found(monkeypatch):
+    """Weights that do not sum to one: its estimate knows nothing of it, so no tolerance helps."""
+    weights = (*DOPRI5.b[:5], DOPRI5.b[5] + 1e-4, 0.0)
+    broken = dataclasses.replace(DOPRI5, b=weights, a=(*DOPRI5.a[:6], weights[:6]))
+    monkeypatch.setitem(steppers._METHODS, ct.Dopri5, partial(explicit_attempt, broken))
+    monkeypatch.setattr(solver_order, "ADAPTIVE", (("Dopri5", ct.Dopri5, ct.DiscreteAdjoint()),))
+    result = result_of(*solver_order.adaptive([problems.smooth(0)], "P", 5))
+    assert result.verdict.item() == "low"
+
+
+def test_both_engines_of_dopri5_are_held_side_by_side():
+    names = ("Dopri5", "Dopri5, torchdiffeq")
+    cost = {"evaluations": [10.0] * 4, "wall_time": [0.5] * 4}
+    more = {"evaluations": [20.0] * 4, "wall_time": [2.0] * 4, "error": [6.0 * x for x in X]}
+    series = [power(1.0, 1.0, names[0], **cost), power(1.0, 1.0, names[1], **more)]
+    alone = power(1.0, 1.0, "Dopri5", panel="Q")
+    notes = solver_order._engines([*series, alone])
+    expected = "against torchdiffeq's: error x 0.50, evaluations x 0.50, wall time x 0.25"
+    assert notes == f"P: Dopri5 on the native loop {expected}"
+    result = collect("name", "Title", series, {"notes": notes})
+    assert table(result).endswith(f"{expected}\n")
+    np.testing.assert_array_equal(result.evaluations, [cost["evaluations"], more["evaluations"]])
+
+
 def leaky(alpha: float, tau: float) -> ct.ODEProblem:
     field = ct.Leaky(
         1, 2, alpha=alpha, tau=tau, generator=torch.Generator().manual_seed(0), dtype=torch.float64
@@ -238,8 +277,8 @@ def test_the_coarse_steps_of_the_cell_do_not_count():
 @pytest.mark.parametrize(
     ("benchmark", "count", "methods"),
     [
-        (solver_order, 27, {"Euler", "RK4, between steps", "Bosh3"}),
-        (gradients, 20, {"Euler", "Dopri8, discrete", "Dopri5, backsolve"}),
+        (solver_order, 41, {"Euler", "RK4, between steps", "Bosh3", "Tsit5", "Dopri5, torchdiffeq"}),
+        (gradients, 24, {"Euler", "Dopri8, discrete", "Rosenbrock23, discrete", "Dopri5, backsolve"}),
     ],
 )
 def test_a_short_run_measures_every_series(monkeypatch, benchmark, count, methods):

@@ -118,6 +118,6 @@ def _triangle(axes: "Axes", part: xr.Dataset, slope: float) -> None:
     high = low * 2.0**slope
     axes.plot([left, right, left, left], [low, high, high, low], color=_MUTED, lw=1.0, zorder=1)
     axes.annotate(
-        f"{slope:g}", (left, math.sqrt(low * high)), xytext=(-3, 0), textcoords="offset points",
+        f"{slope:.3g}", (left, math.sqrt(low * high)), xytext=(-3, 0), textcoords="offset points",
         ha="right", va="center", fontsize=8, color=_MUTED,
     )  # fmt: skip

@@ -21,7 +21,9 @@ from ctgate.sensealg import SensitivityAlgorithm
 ADAPTIVE: tuple[tuple[type[AdaptiveAlgorithm], SensitivityAlgorithm], ...] = (
     (ct.Bosh3, ct.DiscreteAdjoint()),
     (ct.Dopri5, ct.DiscreteAdjoint()),
+    (ct.Tsit5, ct.DiscreteAdjoint()),
     (ct.Dopri8, ct.DiscreteAdjoint()),
+    (ct.Rosenbrock23, ct.DiscreteAdjoint()),
     (ct.Dopri5, ct.BacksolveAdjoint()),
 )
 

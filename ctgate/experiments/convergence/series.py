@@ -14,13 +14,16 @@ from ctgate.convergence import Slope, fit_slope
 
 STEP, TOLERANCE, CELL = "step size dt", "tolerance rtol", "step size dt / tau (1: the discrete cell)"
 UNITS = {STEP: "units of tau", TOLERANCE: "1", CELL: "1"}
-STEP_TOLERANCE, TOL_TOLERANCE = 0.15, 0.25
+STEP_TOLERANCE, TOL_TOLERANCE, DENSE_TOLERANCE = 0.15, 0.25, 0.25
 _CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
 class Series:
-    """One method on one problem: settings, errors, which of them count, and the slope they should have."""
+    """One method on one problem: settings, errors, which of them count, and the slope they should have.
+
+    What the points cost, where it was counted: ``evaluations`` of the field and ``wall_time`` [s], forward.
+    """
 
     panel: str
     method: str
@@ -31,6 +34,8 @@ class Series:
     status: Sequence[str]
     expected: float
     tolerance: float
+    evaluations: Sequence[float] = ()
+    wall_time: Sequence[float] = ()
 
     @property
     def slope(self) -> Slope:
@@ -56,6 +61,7 @@ def fixed_step_series(result: xr.Dataset, panel: str, quantity: str = "") -> lis
             status=one[f"{quantity}status"].values.tolist(),
             expected=float(one[orders]),
             tolerance=STEP_TOLERANCE,
+            evaluations=one.evaluations.values.tolist(),
         )
         for name, one in ((str(name), result.sel(algorithm=name)) for name in result.algorithm.values)
     ]
@@ -73,8 +79,10 @@ def mean_series(results: Sequence[xr.Dataset], panel: str, method: str, quantity
         x=results[0].setting.values[0].tolist(),
         error=np.exp(np.log(errors).mean(0)).tolist(),
         status=[next((s for s in column if s != "used"), "used") for column in statuses.T.tolist()],
-        expected=1.0,
+        expected=float(results[0].expected_slope[0]),
         tolerance=TOL_TOLERANCE,
+        evaluations=np.mean([result.evaluations.values[0] for result in results], 0).tolist(),
+        wall_time=np.median([result.wall_time.values[0] for result in results], 0).tolist(),
     )
 
 
@@ -84,7 +92,8 @@ def collect(name: str, title: str, series: Sequence[Series], attrs: dict[str, ob
     slopes = [one.slope for one in series]
 
     def padded(part: str, fill: object) -> list[list[object]]:
-        return [[*getattr(one, part), *[fill] * (width - len(one.x))] for one in series]
+        rows = [getattr(one, part) for one in series]
+        return [[*row, *[fill] * (width - len(row))] for row in rows]
 
     def per(values: object, long_name: str) -> tuple[str, object, dict[str, str]]:
         return "series", values, {"long_name": long_name, "units": "1"}
@@ -102,6 +111,16 @@ def collect(name: str, title: str, series: Sequence[Series], attrs: dict[str, ob
                 table_dims,
                 padded("status", "absent"),
                 {"long_name": "use in the slope", "units": "1"},
+            ),
+            "evaluations": (
+                table_dims,
+                padded("evaluations", np.nan),
+                {"long_name": "evaluations of the field, forward, mean over problems", "units": "1"},
+            ),
+            "wall_time": (
+                table_dims,
+                padded("wall_time", np.nan),
+                {"long_name": "wall time, median over problems", "units": "s"},
             ),
             "panel": per([one.panel for one in series], "problem"),
             "method": per([one.method for one in series], "method"),
@@ -148,7 +167,7 @@ def table(result: xr.Dataset) -> str:
                 str(one.method.item()),
                 f"{float(one.slope):.3f}",
                 f"{float(one.slope_low):.3f} to {float(one.slope_high):.3f}",
-                f"{float(one.expected_slope):g} ± {float(one.slope_tolerance):g}",
+                f"{float(one.expected_slope):.3g} ± {float(one.slope_tolerance):g}",
                 str(one.verdict.item()),
                 f"{len(out)} {', '.join(sorted(set(out)))}" if out else "",
             )
@@ -158,8 +177,9 @@ def table(result: xr.Dataset) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     ]
     rule = "  ".join("-" * width for width in widths)
+    notes = [*result.attrs["notes"].splitlines(), ""] if result.attrs.get("notes") else []
     return "\n".join(
-        [f"{result.attrs['benchmark']}: {result.attrs['title']}", "", lines[0], rule, *lines[1:], ""]
+        [f"{result.attrs['benchmark']}: {result.attrs['title']}", "", lines[0], rule, *lines[1:], "", *notes]
     )
 
 
