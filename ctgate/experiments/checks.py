@@ -196,7 +196,8 @@ def discrete_limit(
     exact = copy.deepcopy(model).double()
     tau = float(exact.field.tau)
     with torch.no_grad():
-        flow = exact.solve(inputs, ct.Dopri8(), **REFERENCE).output
+        reference = exact.solve(inputs, ct.Dopri8(), **REFERENCE)
+        flow = reference.output
         cell = _torch_states(exact.field.to_torch(), inputs)
 
         def distance(alg: Algorithm) -> float:
@@ -234,6 +235,7 @@ def discrete_limit(
         attrs={
             "tau_weeks": tau,
             "reference": f"{ct.Dopri8()}, rtol {REFERENCE['rtol']}, atol {REFERENCE['atol']}",
+            "reference_engine": reference.stats.engine,
             "slope_points": min(SLOPE_POINTS, refinements),
             "local_slopes": [math.log(coarse / fine, 2) for coarse, fine in pairwise(differences)],
         },

@@ -13,6 +13,7 @@ import ctgate as ct
 from ctgate.algorithms import Algorithm
 from ctgate.experiments.baselines import LinearAutoregression
 from ctgate.experiments.forecast import TRAINING_ALGORITHM, Forecaster, held
+from ctgate.integrators.recorder import Stats
 from ctgate.tasks.co2 import YEAR, Forecasting, Scales
 
 EVALUATION_ALGORITHM = ct.Dopri5()
@@ -30,11 +31,11 @@ AUTOREGRESSION = "linear autoregression"
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Results on the held-out years: ``forecast``, ``gates`` and the evaluations of the field."""
+    """Results on the held-out years: ``forecast``, ``gates`` and the ``stats`` of the flow's solve."""
 
     forecast: xr.Dataset
     gates: xr.Dataset
-    evaluations: int
+    stats: Stats
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def evaluate(model: Forecaster, sample: Sample, dates: xr.DataArray) -> HeldOut:
         float(missed[~missed.isnan()].square().mean().sqrt()),
         _ppm("root mean square error of the autoregression when every week is observed"),
     )
-    return HeldOut(dataset, gates(model, inputs, solution.output, shift, dates), solution.stats.evaluations)
+    return HeldOut(dataset, gates(model, inputs, solution.output, shift, dates), solution.stats)
 
 
 def _autoregression(sample: Sample, training: Tensor, test: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from ctgate.experiments import heldout
 from ctgate.experiments.checks import TorchAgreement, compare_with_torch, discrete_limit
 from ctgate.experiments.forecast import PRESETS, TRAINING_ALGORITHM, Forecaster, Preset, train
 from ctgate.experiments.report_text import console_table, markdown
+from ctgate.integrators.recorder import Stats
 from ctgate.tasks import co2
 from ctgate.training import Setting, TrainingResult, TrainingStatus
 
@@ -175,7 +176,7 @@ def _run(job: _Job, begun: float) -> int:
     agreement = compare_with_torch(model, inputs, change, entries=job.preset.entries, generator=for_checks)
     tree = xr.DataTree.from_dict(
         {
-            "/": xr.Dataset(attrs=_provenance(job)),
+            "/": xr.Dataset(attrs=_provenance(job, results.stats)),
             "/training": _training_dataset(result),
             "/forecast": results.forecast,
             "/gates": results.gates,
@@ -183,7 +184,7 @@ def _run(job: _Job, begun: float) -> int:
                 {"before training": untrained, "after training": model}, sample
             ),
             "/discrete_limit": discrete_limit(model, inputs, job.preset.refinements),
-            "/checks": _checks_dataset(agreement, result, results.evaluations),
+            "/checks": _checks_dataset(agreement, result, results.stats),
         }
     )
     _write(job, tree, time.perf_counter() - begun)
@@ -222,7 +223,7 @@ def _write(job: _Job, tree: xr.DataTree, seconds: float) -> None:
     print(f"\nwritten to {job.out}: report.md, report.nc, {', '.join(figures)} ({seconds:.0f} s)")
 
 
-def _provenance(job: _Job) -> dict[str, str | int | float]:
+def _provenance(job: _Job, flow: Stats) -> dict[str, str | int | float]:
     return {
         "title": "A continuous-time GRU on the weekly CO2 record",
         "ctgate": ct.__version__,
@@ -235,6 +236,9 @@ def _provenance(job: _Job) -> dict[str, str | int | float]:
         "preset": job.preset_name,
         "algorithm": str(TRAINING_ALGORITHM),
         "evaluation_algorithm": str(heldout.EVALUATION_ALGORITHM),
+        "evaluation_engine": flow.engine,
+        "evaluation_steps": flow.accepted,
+        "evaluation_steps_rejected": flow.rejected,
         "evaluation_rtol": heldout.EVALUATION_TOLERANCES["rtol"],
         "evaluation_atol": heldout.EVALUATION_TOLERANCES["atol"],
         "gate_convention": "torch's: update gate z keeps the old state, reset gate acts after the product",
@@ -261,7 +265,7 @@ def _training_dataset(result: TrainingResult) -> xr.Dataset:
     )
 
 
-def _checks_dataset(agreement: TorchAgreement, result: TrainingResult, evaluations: int) -> xr.Dataset:
+def _checks_dataset(agreement: TorchAgreement, result: TrainingResult, flow: Stats) -> xr.Dataset:
     rows = {
         "states": (agreement.states, "largest difference between Euler(dt=tau) and torch.nn.GRU"),
         "gradient_autograd": (agreement.autograd, "gradient against autograd through torch.nn.GRU, relative"),
@@ -278,7 +282,7 @@ def _checks_dataset(agreement: TorchAgreement, result: TrainingResult, evaluatio
             "field evaluations of the training",
         ),
         "evaluations_heldout": (
-            float(evaluations),
+            float(flow.evaluations),
             "field evaluations of the held-out years, all samples at once",
         ),
     }

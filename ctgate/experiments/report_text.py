@@ -4,16 +4,14 @@ import xarray as xr
 
 from ctgate.experiments import heldout
 
+_SOLVER = type(heldout.EVALUATION_ALGORITHM).__name__
 _MODELS = {
     heldout.PERSISTENCE: "the last observation, kept",
     heldout.AUTOREGRESSION: (
         f"least squares on {len(heldout.LAGS)} lags over two years, interpolated between observations, "
         "and on the age of the last one"
     ),
-    heldout.FLOW: (
-        f"the flow, by {type(heldout.EVALUATION_ALGORITHM).__name__} with "
-        f"rtol {heldout.EVALUATION_TOLERANCES['rtol']:g}"
-    ),
+    heldout.FLOW: f"the flow, by {_SOLVER} with rtol {heldout.EVALUATION_TOLERANCES['rtol']:g}",
     heldout.TRAINED: "the discretisation that was trained",
     heldout.CELL: "the discrete cell with the same weights, which nobody trained",
 }
@@ -77,7 +75,11 @@ dt = tau, tau/2, ...: it falls with order {slope:.3f}. At dt = tau it is `torch.
 ## How it was made
 
 ctgate {ctgate}, Python {python}, torch {torch}, torchdiffeq {torchdiffeq}, statsmodels {statsmodels};
-{dtype} on {device}, threads {threads}, preset {preset}, seed {seed}. `report.nc` holds every number:
+{dtype} on {device}, threads {threads}, preset {preset}, seed {seed}. The flow of the held-out years is
+`{evaluation_algorithm}` on the {evaluation_engine} loop:
+{evaluation_steps:,} steps, {evaluation_steps_rejected:,} rejected, {heldout_evaluations:,.0f} evaluations of
+the field for all samples at once. The discrete limit's reference is `{limit_reference}`, on {limit_engine}.
+`report.nc` holds every number:
 `xarray.open_datatree("report.nc")`.
 """
 
@@ -91,6 +93,7 @@ def console_table(tree: xr.DataTree) -> str:
         ("held-out years in which the flow beats the autoregression", f"{wins} of {years}"),
         ("field evaluations, training", f"{float(checks['evaluations_training']):,.0f}"),
         ("field evaluations, held-out years", f"{float(checks['evaluations_heldout']):,.0f}"),
+        (f"engine, held-out years ({_SOLVER})", str(tree.attrs["evaluation_engine"])),
         ("largest difference, Euler(dt=tau) and torch.nn.GRU", f"{float(checks['states']):.1e}"),
         (
             "gradient, relative: and autograd through torch.nn.GRU",
@@ -150,6 +153,9 @@ def markdown(tree: xr.DataTree, table: str) -> str:
         after_low=float(after.min()),
         after_high=float(after.max()),
         slope=float(limit["slope"]),
+        heldout_evaluations=float(_part(tree, "checks")["evaluations_heldout"]),
+        limit_reference=limit.attrs["reference"],
+        limit_engine=limit.attrs["reference_engine"],
         cell=float(limit["torch_difference"]),
         trained=float(limit["training_difference"]),
     )

@@ -103,6 +103,20 @@ def test_the_folder_holds_what_it_should(folder: Path, tree: xr.DataTree) -> Non
     assert {"ctgate", "torch", "seed", "dtype", "device", "algorithm", "evaluation_rtol"} <= set(tree.attrs)
 
 
+def test_it_says_which_engine_took_the_steps(folder: Path, tree: xr.DataTree) -> None:
+    assert tree.attrs["evaluation_engine"] == "native"
+    assert tree["discrete_limit"].attrs["reference_engine"] == "torchdiffeq"
+    text = " ".join((folder / "report.md").read_text().split())
+    steps = tree.attrs["evaluation_steps"]
+    assert f"on the native loop, {steps:,} steps" in text
+    assert text.count("engine, held-out years (Dopri5) native") == 1
+    # a first stage per week, where the input jumps, and six stages per attempt
+    attempts = steps + tree.attrs["evaluation_steps_rejected"]
+    weeks = tree["forecast"].sizes["time"] + PRESETS["quick"].run_up - 1
+    evaluations = int(tree["checks"]["evaluations_heldout"])
+    assert 6 * attempts + weeks <= evaluations <= 6 * attempts + weeks + 2
+
+
 def test_the_printed_numbers(tree: xr.DataTree) -> None:
     """An untrained discrete cell is torch's, whatever it has learnt."""
     checks = {str(name): float(value) for name, value in tree["checks"].data_vars.items()}
