@@ -20,7 +20,7 @@ class Algorithm:
 
     ``order`` is the order of the global error, ``adaptive`` says whether the method chooses its steps
     from tolerances, ``stiff`` whether steps may be long against the fastest time constant; the continuous
-    extension that ``sol(t)`` uses has a local error O(dt^(dense_order + 1)).
+    extension that ``sol(t)`` uses has a local error O(dt^(dense_order + 1)), THEORY.md 9.
     """
 
     order: ClassVar[int]
@@ -51,7 +51,7 @@ class AdaptiveAlgorithm(Algorithm):
     """A method that chooses its steps from ``rtol`` and ``atol``.
 
     Parameters: ``first_step`` [time] (None: chosen from the field's first two derivatives) and
-    ``max_step`` [time].
+    ``max_step`` [time]. THEORY.md 8.
 
     The estimate of a step's error is O(dt^error_order), so steps follow tol^(1 / error_order) and the global
     error follows tol^(order / error_order).
@@ -130,7 +130,7 @@ class NativeAdaptiveAlgorithm(AdaptiveAlgorithm):
     sequence of steps, chosen for its worst sample. With True every sample takes the steps that it would take
     alone: a sample that fails gets its own return code and disturbs no other, and results do not depend on
     what else is in the batch, at the cost of a look-up of time and input per sample. None chooses True
-    where the samples have times of their own, which needs it, and False elsewhere.
+    where the samples have times of their own, which needs it, and False elsewhere. THEORY.md 8 and 11.
     """
 
     per_sample: bool | None = None
@@ -200,7 +200,7 @@ class Rosenbrock23(NativeAdaptiveAlgorithm):
     """Modified Rosenbrock 2(3) pair, L-stable, with the field's analytic Jacobian; continuous extension of
     order 2. For stiff problems at moderate tolerances, differentiable like every native method.
 
-    L. F. Shampine and M. W. Reichelt, SIAM J. Sci. Comput. 18 (1997) 1.
+    THEORY.md 10; L. F. Shampine and M. W. Reichelt, SIAM J. Sci. Comput. 18 (1997) 1.
     """
 
     order: ClassVar[int] = 2
@@ -214,6 +214,7 @@ class ScipyAlgorithm(AdaptiveAlgorithm):
     """A stiff method of scipy's, given the field's analytic Jacobian; every sample is integrated on its own.
 
     It runs on the CPU in float64 and outside autograd: where a gradient is wanted, ``solve`` raises.
+    THEORY.md 10.
     """
 
     stiff: ClassVar[bool] = True

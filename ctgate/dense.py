@@ -90,7 +90,7 @@ def slopes_of_steps(prob: ODEProblem, ends: Ends, alg: Algorithm) -> Slopes:
     """Slopes and bubbles of steps that ``alg`` took: its own continuous extension where it has one, otherwise
     Hermite interpolation of order ``alg.dense_order``.
 
-    The input is taken from inside the step on both sides, so jumps at knots do not leak in.
+    The input is taken from inside the step on both sides, so jumps at knots do not leak in. THEORY.md 9.
     """
     if isinstance(alg, Rosenbrock23):
         return _rosenbrock_slopes(prob, ends)

@@ -59,7 +59,7 @@ class EnsembleProblem:
 
     Raises: TypeError or ValueError naming the argument, what it was and what it must be.
 
-    Source: the hooks are those of SciML's EnsembleProblem.
+    Source: THEORY.md 12; the hooks are those of SciML's EnsembleProblem.
     """
 
     prob: ODEProblem

@@ -17,6 +17,7 @@ from ctgate.algorithms import (
     NativeAdaptiveAlgorithm,
     ScipyAlgorithm,
 )
+from ctgate.controls.base import differentiated
 from ctgate.controls.times import as_float64, first_index, rounding_of
 from ctgate.fields.base import broadcasts_to
 from ctgate.integrators.dynamics import beside
@@ -71,17 +72,20 @@ def first_arguments(prob: ODEProblem) -> tuple[float | Tensor, Tensor | None]:
     return beside(start), None if control is None else control(start[None])[0]
 
 
-def refuse_gradients(prob: ODEProblem, alg: ScipyAlgorithm) -> None:
-    """Raise ValueError where a gradient would have to pass scipy's steps.
-
-    It is asked of a field evaluated once: parameters, captured tensors, input, state and times that require
-    grad show there.
+def refuse_gradients(prob: ODEProblem, alg: ScipyAlgorithm, saves: list[float] | Tensor | None) -> None:
+    """Raise ValueError where a gradient would have to pass scipy's steps: to parameters, state, input, times,
+    or a tensor that the field captures, which shows when it is evaluated once.
     """
     if not torch.is_grad_enabled():
         return
     wanted = [name for name, value in prob.named_parameters().items() if value.requires_grad]
     if prob.h0.requires_grad:
         wanted.insert(0, "h0")
+    times = [*prob.tspan, saves]
+    if prob.control is not None:
+        times.append(prob.control.sample_knots)
+    if any(isinstance(time, Tensor) and time.requires_grad for time in times):
+        wanted.append("a time of tspan, saveat or the control")
     t, u = first_arguments(prob)
     if u is not None and u.requires_grad:
         wanted.append("the control")
@@ -166,9 +170,14 @@ def check_saveat(
             "times per sample (time, *batch)"
         )
     eps = max(eps, time_resolution(prob.control))
-    if times.ndim > 1 or prob.per_sample or times.requires_grad:
+    moving = differentiated(times)
+    if times.ndim > 1 or prob.per_sample or moving:
+        if times.ndim == 1 and bool(times.isnan().any()):
+            raise ValueError(
+                "saveat has NaN among times for all samples; only times per sample may end in NaN"
+            )
         checked = _check_sample_saves(times.to(prob.h0.device), eps, prob)
-        return checked if times.ndim > 1 or times.requires_grad else times.tolist()
+        return checked if times.ndim > 1 or moving else times.tolist()
     start, stop = prob.span
     saves = [_snapped(t, prob.span, eps) for t in times.cpu().tolist()]
     for number, t in enumerate(saves):
@@ -211,4 +220,4 @@ def _check_sample_saves(times: Tensor, eps: float, prob: ODEProblem) -> Tensor:
             "of each sample must increase, and NaN may follow where it has no more"
         )
     # The value of the snapped times, with the gradient of those that came.
-    return snapped + (times - values) if times.requires_grad else snapped
+    return snapped + (times - values) if differentiated(times) else snapped

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ctgate.controls import Control
-from ctgate.controls.base import concrete
+from ctgate.controls.base import concrete, differentiated
 from ctgate.controls.times import as_float64, first_index, rounding_of
 from ctgate.fields import VectorField
 from ctgate.fields.base import broadcasts_to
@@ -47,7 +47,7 @@ class ODEProblem:
 
     Raises: TypeError or ValueError naming the argument, what it was and what it must be.
 
-    Source: THEORY.md 1.
+    Source: THEORY.md 1 and 11.
     """
 
     field: VectorField
@@ -171,7 +171,7 @@ class ODEProblem:
         pair = self.tspan
         if not isinstance(pair, Sequence) or len(pair) != 2:
             raise TypeError(f"tspan is {pair!r}; it must be a pair of times (t0, t1)")
-        if any(isinstance(t, Tensor) and (t.ndim > 0 or t.requires_grad) for t in pair):
+        if any(isinstance(t, Tensor) and (t.ndim > 0 or t.requires_grad or differentiated(t)) for t in pair):
             return self._checked_sample_spans(pair)
         try:
             start, stop = float(pair[0]), float(pair[1])

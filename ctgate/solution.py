@@ -98,6 +98,8 @@ class Solution:
         the step for RK4 and Dopri8. Steps do not cross knots, so no jump of the input is smoothed over.
 
         Raises: ValueError outside the solution; RuntimeError where there is no dense output, with the fix.
+
+        Source: THEORY.md 9 and 11.
         """
         if isinstance(self.dense, str):
             raise RuntimeError(f"sol(t): {self.dense}")

@@ -106,7 +106,8 @@ def solve(
     callback: called as ``callback(t, h)`` after each accepted step; a true value ends the solve. Where
         samples take steps of their own, t is a tensor ``(*batch)`` and the call comes when any of them has
         moved; with scipy's methods it is each sample's turn, with t a float and h ``(state,)``.
-    max_steps: the most steps tried; default 100,000 for adaptive methods, no limit for fixed steps.
+    max_steps: the most steps tried, by each sample where it takes its own (scipy's methods count accepted
+        ones); default 100,000 for adaptive methods, no limit for fixed steps.
     progress: show a bar (only on a terminal).
     throw: raise :class:`ctgate.SolveError` where the solve would return a failed solution and warn.
     ensemble: how an :class:`ctgate.EnsembleProblem` is solved, by default ``EnsembleBatched()``.
@@ -119,7 +120,7 @@ def solve(
 
     Raises: TypeError, ValueError for arguments that do not fit, naming them; SolveError as ``throw`` says.
 
-    Source: THEORY.md 2, 4, 6.
+    Source: THEORY.md 2, 4, 6 and 8 to 12.
     """
     options: dict[str, Any] = {
         "saveat": saveat,
@@ -177,7 +178,7 @@ def _solve(
     if callback is not None and not callable(callback):
         raise TypeError(f"callback is {type(callback).__name__}; it must be callable as callback(t, h)")
     if isinstance(chosen, ScipyAlgorithm):
-        refuse_gradients(prob, chosen)
+        refuse_gradients(prob, chosen, saves)
     stats = Stats(f"{chosen}{why}", _engine(chosen, sensitivity), repr(sensitivity))
     begun = time.perf_counter()
     if own_clocks:

@@ -280,8 +280,8 @@ def test_what_else_is_in_the_batch_does_not_matter():
 
 @pytest.mark.parametrize("samples", [1, UNITS, CHANNELS])
 def test_ragged_sequences_through_the_discrete_cell(samples):
-    """Euler at dt = tau on each sample's own edges is torch.nn.GRU on each sequence, where the batch has as many
-    samples as there are units, or channels, or times."""
+    """Euler at dt = tau on each sample's own edges is torch.nn.GRU on each sequence, where the batch has as
+    many samples as there are units, or channels, or times."""
     torch_gru = torch.nn.GRU(CHANNELS, UNITS).double()
     field = ct.GRU.from_torch(torch_gru, tau=0.25)
     sequences = [draw(length, CHANNELS, seed=length) for length in range(1, samples + 1)]
@@ -427,6 +427,7 @@ def test_float32_states_on_float64_times():
             r"samples have times of their own; per_sample must be True or None",
         ),
         (ct.Dopri5(), {"sensealg": ct.BacksolveAdjoint()}, r"BacksolveAdjoint\(\) and samples take steps"),
+        (ct.Dopri5(), {"saveat": [0.5, torch.nan]}, "saveat has NaN among times for all samples"),
         (
             ct.Dopri5(),
             {"saveat": [[0.1, 0.2, 0.3]]},
@@ -466,3 +467,67 @@ def test_no_gradient_passes_through_scipy(alg):
     # Nothing asks for a gradient: nothing to refuse.
     sol = ct.solve(ct.ODEProblem(ct.Field(lambda t, h, u: -h), h0, (0.0, 2.0)), alg)
     assert not sol.hs.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("saves", "span", "knots"), [(True, False, False), (False, True, False), (False, False, True)]
+)
+def test_no_gradient_of_times_passes_through_scipy(saves, span, knots):
+    field = ct.Field(lambda t, h, u: u - h)
+    ts = torch.tensor([[0.0], [1.0], [2.0]], dtype=torch.float64, requires_grad=knots)
+    stop = torch.tensor([2.0], dtype=torch.float64, requires_grad=span)
+    control = ct.ZeroOrderHold(ts, torch.ones(2, 1, 1, dtype=torch.float64))
+    prob = ct.ODEProblem(field, torch.zeros(1, 1, dtype=torch.float64), (0.0, stop), control)
+    saveat = torch.tensor([[1.5]], dtype=torch.float64, requires_grad=saves)
+    with pytest.raises(ValueError, match="a time of tspan, saveat or the control requires grad"):
+        ct.solve(prob, ct.Radau(), saveat=saveat)
+
+
+@pytest.mark.parametrize("alg", [ct.Dopri5(), ct.Tsit5(per_sample=True), ct.Rosenbrock23(), ct.RK4(dt=0.1)])
+def test_forward_mode_is_reverse_mode(alg):
+    """jvp along parameters, state and the end of the span against gradients; nothing is silently zero."""
+    field, h0 = gru(), draw(3, UNITS)
+    values = {name: value.detach() for name, value in field.named_parameters()}
+    ts = torch.linspace(0.0, 2.0, 5, dtype=torch.float64)
+    control = ct.LinearInterpolation(ts, draw(5, 3, CHANNELS))
+
+    def loss(values, h0, stop):
+        prob = ct.ODEProblem(field, h0, (0.0, stop), control, values)
+        return ct.solve(prob, alg).hs[-1].square().sum()
+
+    def fixed_span(values, h0):
+        prob = ct.ODEProblem(field, h0, (0.0, 2.0), control, values)
+        return ct.solve(prob, alg, saveat=[0.7, 2.0]).hs.square().sum()
+
+    stop = torch.tensor(1.75, dtype=torch.float64)
+    tangents = ({name: torch.sin(value) for name, value in values.items()}, torch.cos(h0))
+    for function, primals, along in (
+        (loss, (values, h0, stop), (*tangents, torch.ones_like(stop))),
+        (fixed_span, (values, h0), tangents),
+    ):
+        _, tangent = torch.func.jvp(function, primals, along)
+        grads = torch.func.grad(function, argnums=tuple(range(len(primals))))(*primals)
+        pulled = sum((grads[0][name] * along[0][name]).sum() for name in values)
+        pulled += sum((grad * direction).sum() for grad, direction in zip(grads[1:], along[1:], strict=True))
+        assert tangent.item() == pytest.approx(pulled.item(), rel=1e-10)
+        assert abs(tangent.item()) > 1e-3
+
+
+def test_vmap_is_refused_where_steps_are_looked_up():
+    span = (0.0, torch.tensor([1.0, 2.0], dtype=torch.float64))
+    for alg in (ct.Euler(dt=0.1), ct.Dopri5()):
+
+        def last(h0, alg=alg):
+            return ct.solve(ct.ODEProblem(ct.Field(lambda t, h, u: -h), h0, span), alg).hs[-1]
+
+        with pytest.raises(TypeError, match=r"torch\.func\.vmap does not pass through .*EnsembleProblem"):
+            torch.func.vmap(last)(torch.zeros(3, 2, 1, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("alg", PER_SAMPLE)
+def test_nobody_has_anything_to_do(alg):
+    span = (torch.ones(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64))
+    h0 = torch.ones(2, 1, dtype=torch.float64, requires_grad=True)
+    sol = ct.solve(ct.ODEProblem(ct.Field(lambda t, h, u: -h), h0, span), alg)
+    assert sol.retcode is ct.ReturnCode.SUCCESS
+    assert torch.equal(sol.hs, h0[None])

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 Times = float | int | Tensor | np.ndarray[Any, np.dtype[Any]] | np.generic | Sequence[Any]
 Curve = Callable[[float | Tensor], Tensor]
@@ -123,6 +124,12 @@ class Control(abc.ABC):
             ValueError: shapes that do not fit, start after stop, an interval that leaves the sample's support
             or has a knot inside.
         """
+
+
+def differentiated(x: Tensor) -> bool:
+    """Whether a gradient is to pass ``x`` backwards, or a tangent forwards."""
+    tangent = unpack_dual(x).tangent  # type: ignore[no-untyped-call]
+    return tangent is not None or (x.requires_grad and torch.is_grad_enabled())
 
 
 def concrete(value: Tensor) -> float | None:

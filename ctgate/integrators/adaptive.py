@@ -1,7 +1,7 @@
 """The adaptive loop of the native methods: sizes of steps are chosen outside the graph.
 
 One loop for every embedded method and for both kinds of error control (:mod:`ctgate.integrators.frames`).
-What it finds, the steps, is taken again where gradients are wanted.
+What it finds, the steps, is taken again where gradients are wanted. THEORY.md 8.
 """
 
 from collections.abc import Callable
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ctgate.algorithms import NativeAdaptiveAlgorithm
+from ctgate.controls.base import differentiated
 from ctgate.controls.times import FLOAT64_EPS
 from ctgate.integrators.dynamics import Dynamics
 from ctgate.integrators.frames import Frame, Move
@@ -199,7 +200,7 @@ class AdaptiveLoop:
         return torch.set_grad_enabled(torch.is_grad_enabled() and not self.tracked)
 
     def _value(self, x: Tensor) -> Tensor:
-        self.tracked |= x.requires_grad and torch.is_grad_enabled()
+        self.tracked |= differentiated(x)
         return x.detach()
 
     def _choose_first(self, h: Tensor) -> None:
@@ -208,7 +209,9 @@ class AdaptiveLoop:
             lanes.wish[:] = alg.first_step
             return
         with torch.no_grad():
-            lanes.wish = first_steps(self._dynamics, self._frame, lanes, h, alg.order, *self._tolerances)
+            lanes.wish = first_steps(
+                self._dynamics, self._frame, lanes, h, alg.error_order, *self._tolerances
+            )
         self._end(
             lanes.alive & ~(lanes.wish > 0.0),
             ReturnCode.UNSTABLE,

@@ -1,7 +1,7 @@
 """What the adaptive loop steps through: one clock for the whole batch, or one for every sample.
 
 The loop sees lanes, each with its own time, step size and error: a single one that all samples share, or as
-many as there are samples. A frame turns lanes into steps and keeps what was accepted.
+many as there are samples. A frame turns lanes into steps and keeps what was accepted. THEORY.md 8 and 11.
 """
 
 import abc

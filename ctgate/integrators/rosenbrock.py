@@ -56,7 +56,7 @@ def rosenbrock23_attempt(
     W is factorised once. Where it is singular or not finite the sample's result is NaN, and nothing is
     raised: a shorter step is the cure.
 
-    Source: L. F. Shampine and M. W. Reichelt, SIAM J. Sci. Comput. 18 (1997) 1 (ode23s).
+    Source: THEORY.md 10; L. F. Shampine and M. W. Reichelt, SIAM J. Sci. Comput. 18 (1997) 1 (ode23s).
     """
     stages = _stages(dynamics, step, h, slope)
     dt = column(step.dt, h)
@@ -80,7 +80,7 @@ def rosenbrock23_slopes(
     a quadratic, so that cubic Hermite interpolation from them is the extension itself. They are not dh/dt,
     which a stiff component ahead of its slow manifold does not follow. [state/time]
 
-    Source: L. F. Shampine and M. W. Reichelt, SIAM J. Sci. Comput. 18 (1997) 1.
+    Source: THEORY.md 10; L. F. Shampine and M. W. Reichelt, SIAM J. Sci. Comput. 18 (1997) 1.
     """
     stages = _stages(dynamics, step, h, slope)
     k1, k2 = stages.k1, stages.k2

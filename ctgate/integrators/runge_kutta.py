@@ -31,7 +31,8 @@ class Tableau:
     Raises: ValueError naming the part whose length is wrong or which is not finite, or an order that is not a
     positive integer.
 
-    Source: E. Hairer, S. P. Norsett, G. Wanner, Solving Ordinary Differential Equations I, section II.1.
+    Source: THEORY.md 8 and 9; E. Hairer, S. P. Norsett, G. Wanner, Solving Ordinary Differential Equations I,
+    sections II.1, II.4 and II.6.
     """
 
     name: str

@@ -2,6 +2,8 @@
 
 Sample i takes the steps that it would take alone. Step number j of the batch is step number j of every
 sample, each with its own time and size; a sample that has no further steps stands still (a step of size 0).
+
+THEORY.md 11.
 """
 
 import math
@@ -13,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ctgate.controls.base import differentiated
 from ctgate.controls.times import rounding_of
 from ctgate.integrators.grid import Input, NoInput, Step, time_resolution
 from ctgate.problem import ODEProblem
@@ -37,6 +40,8 @@ class SampleGrid:
         self.resolution = time_resolution(prob.control)
         self.jumps = prob.control is not None and not prob.control.continuous
         self.edges = self._edges()
+        # Whether a derivative with respect to times is wanted.
+        self.moving = differentiated(self.edges)
         # As a list, which tensors under a torch.func transform can give and arrays they cannot.
         rows = self.edges.detach().reshape(len(self.edges), -1).tolist()
         self.numbers: Floats = np.array(rows, np.float64).reshape(len(rows), -1)
@@ -94,10 +99,10 @@ class Plan:
         start, stop, dt = (grid.tensor(part) for part in (self.start, self.stop, self.dt))
         # A sample that stands still is evaluated where it began: it may stand before an overflow, or a pole.
         standing = dt == 0.0
-        idle = standing.reshape(len(dt), -1).any(-1).tolist()
+        idle = (self.dt == 0.0).any(-1).tolist()
         begin = torch.where(standing, grid.edges[0].detach(), start)
         inputs = grid.inputs(begin, torch.where(standing, begin, stop))
-        if grid.edges.requires_grad:
+        if grid.moving:
             segment = grid.tensor(self.segment)
             # Zero, with the graph of the edges.
             motion = grid.edges - grid.edges.detach()
@@ -107,13 +112,15 @@ class Plan:
             begin, stop = begin + torch.where(standing, 0.0, start_motion), stop + stop_motion
             dt = dt + (stop_motion - start_motion)
         masks = [mask if some else None for mask, some in zip(standing.unbind(0), idle, strict=True)]
-        fresh = self.fresh.any(-1).tolist()
+        fresh = [bool(row.any()) for row in self.fresh]
         parts = (begin.unbind(0), stop.unbind(0), dt.unbind(0), inputs, fresh, masks)
         return [Step(*part) for part in zip(*parts, strict=True)]
 
     def truncated(self, counts: Integers) -> "Plan":
         """The first ``counts`` (sample,) steps of every sample; afterwards it stands still."""
         counts = np.minimum(counts, self.counts)
+        if len(self) == 0:
+            return replace(self, counts=counts)
         kept = max(int(counts.max(initial=0)), 0)
         over = np.arange(kept)[:, None] >= counts
         samples = np.arange(len(counts))

@@ -3,7 +3,7 @@
 A sample is integrated as if it were alone, one solver object per knot interval, so no step crosses a knot.
 scipy computes in float64 whatever the dtype of the problem; the field computes in its own. The rounding of a
 float32 field is noise to the Newton iterations, which do not converge for an rtol far below 1e-5: the solve
-then ends with DT_UNDERFLOW.
+then ends with DT_UNDERFLOW. THEORY.md 10.
 """
 
 import os

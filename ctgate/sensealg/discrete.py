@@ -4,7 +4,7 @@ Adaptive methods find their steps outside the graph. Where a gradient is wanted 
 again, each under ``torch.utils.checkpoint`` (non-reentrant): the graph keeps the states between them and
 computes the stages once more in the backward pass. Tensors that the field captures keep their gradients.
 Fixed steps are known beforehand; autograd follows them as they run, or, with checkpoints, in stretches that
-run again.
+run again. THEORY.md 6 and 8.
 """
 
 from collections.abc import Sequence
@@ -27,6 +27,8 @@ from ctgate.integrators.steppers import method_of, run_steps
 from ctgate.integrators.torchdiffeq import Progress, TorchdiffeqAlgorithm
 from ctgate.retcode import Halt, ReturnCode
 
+# What torch says where nothing can be computed again in a backward pass.
+_NO_HOOKS = ("saved tensor hooks", "functorch transform")
 # Fixed-step methods look at the state this often: a divergence costs at most this many steps.
 _LOOK = 64
 
@@ -140,10 +142,11 @@ def untransformable(error: RuntimeError, alg: object) -> RuntimeError | TypeErro
             f"torch.func transforms do not pass through torchdiffeq, the engine of {alg}; use Dopri5() or "
             "another native method, or torch.autograd.grad"
         )
-    if "vmap" in str(error):
+    if "vmap" in str(error) or "data pointer of Tensor" in str(error):
         return TypeError(
-            f"torch.func.vmap does not pass through {alg}, which chooses its steps by looking at values; use "
-            "a fixed-step method, or put the samples into the batch"
+            f"torch.func.vmap does not pass through {alg} where steps are chosen by looking at values, or "
+            "where samples take steps of their own; put the samples into the batch, use ct.EnsembleProblem, "
+            "or a fixed-step method on one clock"
         )
     return error
 
@@ -164,7 +167,7 @@ def replay(
     except RuntimeError as error:
         # Inside a torch.func transform, or with a field whose Jacobian needs one, nothing can be computed
         # again in the backward pass; autograd follows the steps as they run.
-        if checkpoints is not None or "saved tensor hooks" not in str(error):
+        if checkpoints is not None or not any(sign in str(error) for sign in _NO_HOOKS):
             raise
         _, _, kept = run_steps(dynamics, method, taken, dynamics.prob.h0, None, keep)
     return kept

@@ -1,7 +1,7 @@
 """Solves in which every sample takes steps of its own, and the discrete adjoint of them.
 
 A sample that fails keeps what it has reached and its own return code. In the graph it stands still from
-there on, so nothing of it, not even a NaN, reaches the gradients of the others.
+there on, so nothing of it, not even a NaN, reaches the gradients of the others. THEORY.md 11.
 """
 
 from collections.abc import Sequence
@@ -44,11 +44,14 @@ def run_samples(
     checkpoints: int | None,
 ) -> SampleRun:
     """Integrate every sample over its own span, with its own steps."""
-    grid = SampleGrid(dynamics.prob)
-    if isinstance(alg, FixedStepAlgorithm):
-        return _run_fixed(dynamics, alg, grid, recorder, checkpoints)
-    assert tolerances is not None
-    return _run_adaptive(dynamics, alg, grid, tolerances, recorder, checkpoints)
+    try:
+        grid = SampleGrid(dynamics.prob)
+        if isinstance(alg, FixedStepAlgorithm):
+            return _run_fixed(dynamics, alg, grid, recorder, checkpoints)
+        assert tolerances is not None
+        return _run_adaptive(dynamics, alg, grid, tolerances, recorder, checkpoints)
+    except RuntimeError as error:
+        raise untransformable(error, alg) from error
 
 
 def _every_node(step: AcceptedStep) -> list[Output]:
@@ -73,11 +76,9 @@ def _run_adaptive(
         frame.fail(loop.alive, halt.code, lambda lane: halt.detail)
     except KeyboardInterrupt:
         frame.fail(loop.alive, ReturnCode.INTERRUPTED, lambda lane: "the solve was interrupted")
-    except RuntimeError as error:
-        raise untransformable(error, alg) from error
     recorder.stats.rejected = loop.rejected
     plan, reached = frame.plan()
-    if loop.tracked or grid.edges.requires_grad:
+    if loop.tracked or grid.moving:
         outputs = replay(dynamics, method, plan.steps, checkpoints, _every_node)
         ts, hs = _nodes(grid, dynamics.prob.h0, outputs)
     else:

@@ -1,4 +1,4 @@
-"""The adaptive loop with methods whose errors are written down beforehand, and what it costs with real ones."""
+"""The adaptive loop with methods whose errors are written down beforehand; what it costs with real ones."""
 
 import math
 
@@ -215,8 +215,8 @@ def test_evaluations_are_what_the_stages_cost(alg, stages):
 
 
 def test_a_graph_costs_its_steps_once_more_and_memory_of_the_states_only():
-    """The stages are computed again in the backward pass; between forward and backward the graph keeps what lies
-    between the steps."""
+    """The stages are computed again in the backward pass; between forward and backward the graph keeps what
+    lies between the steps."""
     field = ct.GRU(0, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     prob = ct.ODEProblem(field, torch.ones(16, 32, dtype=torch.float64), (0.0, 10.0))
     saved = {}

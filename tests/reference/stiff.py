@@ -278,7 +278,7 @@ PROBLEMS = (
         ),
     ),
     # The second pulse, at 303, magnifies what the steps before it left by two orders of magnitude. Only
-    # Radau stays within 10 there; the limit is what tells a pulse missed or misplaced (1e3 and more).
+    # Radau and BDF stay within 10 there; the limit is what tells a pulse missed or misplaced (1e3 and more).
     StiffProblem(
         "Oregonator",
         partial(_plain, _oregonator, (1.0, 2.0, 3.0), 360.0),
