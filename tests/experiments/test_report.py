@@ -108,7 +108,7 @@ def test_it_says_which_engine_took_the_steps(folder: Path, tree: xr.DataTree) ->
     assert tree["discrete_limit"].attrs["reference_engine"] == "torchdiffeq"
     text = " ".join((folder / "report.md").read_text().split())
     steps = tree.attrs["evaluation_steps"]
-    assert f"on the native loop, {steps:,} steps" in text
+    assert f"on the native loop: {steps:,} steps" in text
     assert text.count("engine, held-out years (Dopri5) native") == 1
     # a first stage per week, where the input jumps, and six stages per attempt
     attempts = steps + tree.attrs["evaluation_steps_rejected"]

@@ -64,12 +64,14 @@ def fixed(prob: ct.ODEProblem, panel: str, sizes: int, *, finer: int = 1) -> lis
 
 
 def adaptive(probs: Sequence[ct.ODEProblem], panel: str, tolerances: int) -> list[Series]:
-    """Adaptive methods, a decade of tolerance between points; the loss looks at the end."""
+    """Adaptive methods, a decade of tolerance between points, or half of one where each step differentiates a
+    Jacobian; the loss looks at the end."""
     losses = [readout(prob) for prob in probs]
     references = [make_reference(prob, loss=loss) for prob, loss in zip(probs, losses, strict=True)]
     series = []
     for method, sensealg in ADAPTIVE:
-        tols = [LOOSEST[method] * 10.0**-k for k in range((tolerances + 1) // 2)]
+        decades = 0.5 if method.stiff else 1.0
+        tols = [LOOSEST[method] * 10.0 ** (-k * decades) for k in range((tolerances + 1) // 2)]
         results = [
             work_precision(prob, method, tols, loss=loss, sensealg=sensealg, reference=reference)
             for prob, loss, reference in zip(probs, losses, references, strict=True)

@@ -11,7 +11,7 @@ from ctgate.experiments.convergence.series import DENSE_TOLERANCE, STEP, Series
 METHODS: tuple[type[AdaptiveAlgorithm], ...] = (ct.Bosh3, ct.Dopri5, ct.Tsit5, ct.Rosenbrock23)
 PLACES = (0.13, 0.31, 0.5, 0.68, 0.87)
 # No error of a step is too large for it: its size is the one that was asked for.
-_ANY_ERROR = {"rtol": 1e6, "atol": 1e6}
+_ANY_ERROR = 1e6
 
 
 def inside_steps(prob: ct.ODEProblem, panel: str, coarsest: float, sizes: int) -> list[Series]:
@@ -31,7 +31,9 @@ def inside_steps(prob: ct.ODEProblem, panel: str, coarsest: float, sizes: int) -
         for dt, at, reference in zip(dts, times, references, strict=True):
             alg = method(first_step=dt, max_step=dt)
             with torch.no_grad():
-                sol = ct.solve(_until(prob, start + dt), alg, saveat=at, throw=True, **_ANY_ERROR)
+                sol = ct.solve(
+                    _until(prob, start + dt), alg, saveat=at, throw=True, rtol=_ANY_ERROR, atol=_ANY_ERROR
+                )
             errors.append(state_error(sol.hs, reference.states))
             rounding = torch.finfo(sol.hs.dtype).eps * reference.scale
             statuses.append(status_of(errors[-1], rounding, reference.state_doubt))
