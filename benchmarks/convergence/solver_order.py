@@ -1,4 +1,4 @@
-"""The order of every method on driven gated fields, smooth and held input, on and between the steps.
+"""The order of every method on driven gated fields, smooth and held input, on, between and inside the steps.
 
     python benchmarks/convergence/solver_order.py [--preset quick|full] [--out FOLDER]
 

@@ -23,7 +23,7 @@ BENCHMARKS = {
 def run(preset: str, out: Path, names: Sequence[str] | None = None, progress: bool = True) -> int:
     """Run benchmarks; print a table each and write ``NAME.nc`` and ``NAME.png`` to ``out``.
 
-    Parameters: ``preset``, ``quick`` (about a minute on two cores) or ``full``; ``names``, some of
+    Parameters: ``preset``, ``quick`` (about two minutes) or ``full``; ``names``, some of
     ``solver_order``, ``euler_to_flow`` and ``gradients``, all by default; ``progress``, show bars on a
     terminal.
 
