@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Real
 from torch import Tensor
 
 from ctgate.algorithms import (
@@ -26,6 +27,12 @@ from ctgate.integrators.torchdiffeq import TorchdiffeqAlgorithm
 from ctgate.problem import ODEProblem
 from ctgate.sensealg import BacksolveAdjoint, DiscreteAdjoint, SensitivityAlgorithm
 
+SaveAt = (
+    Sequence[float]
+    | Sequence[Sequence[float]]
+    | Real[Tensor, "save *#batch"]
+    | Real[np.ndarray, "save *#batch"]
+)
 _ADAPTIVE_MAX_STEPS = 100_000
 _TOLERANCES = {torch.float64: (1e-6, 1e-8), torch.float32: (1e-4, 1e-6)}
 
@@ -156,9 +163,7 @@ def _snapped(t: float, tspan: tuple[float, float], eps: float) -> float:
     return next((end for end in tspan if abs(t - end) <= rounding_of(end, eps)), t)
 
 
-def check_saveat(
-    saveat: Sequence[float] | Tensor | np.ndarray[Any, np.dtype[Any]], prob: ODEProblem
-) -> list[float] | Tensor:
+def check_saveat(saveat: SaveAt, prob: ODEProblem) -> list[float] | Tensor:
     """The saved times: floats, or, where they differ between samples, a float64 tensor ``(time, *batch)``.
 
     The ends of tspan are snapped to where a time is off by rounding only.

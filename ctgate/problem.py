@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Real
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -52,7 +52,7 @@ class ODEProblem:
 
     field: VectorField
     h0: Float[Tensor, "*batch state"]
-    tspan: tuple[float, float] | tuple[Float[Tensor, "*#batch"], Float[Tensor, "*#batch"]]
+    tspan: tuple[float | Real[Tensor, "*#batch"], float | Real[Tensor, "*#batch"]]
     control: Control | None = None
     parameters: Mapping[str, Tensor] | None = None
 

@@ -2,12 +2,8 @@
 
 import time
 import warnings
-from collections.abc import Sequence
 from typing import Any, overload
 
-import numpy as np
-from jaxtyping import Float
-from torch import Tensor
 from tqdm import tqdm
 
 from ctgate.algorithms import Algorithm, Dopri8, ScipyAlgorithm
@@ -21,6 +17,7 @@ from ctgate.ensembles import (
 from ctgate.failure import describe_failure, describe_failures
 from ctgate.integrators.recorder import Callback, Recorder, Stats
 from ctgate.options import (
+    SaveAt,
     check_clock,
     check_max_steps,
     check_saveat,
@@ -35,8 +32,6 @@ from ctgate.run import SharedRun
 from ctgate.run_samples import OwnRuns
 from ctgate.sensealg import BacksolveAdjoint, SensitivityAlgorithm
 from ctgate.solution import Solution
-
-SaveAt = Sequence[float] | Float[Tensor, " save"] | Float[Tensor, "save *#batch"] | Float[np.ndarray, " save"]
 
 
 @overload

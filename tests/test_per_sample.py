@@ -47,8 +47,8 @@ def alone(field, t, x, h0, kind, alg, **options) -> ct.Solution:
     return ct.solve(ct.ODEProblem(field, h0[None], (low, high), control), alg, **options)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_64_samples_are_64_solves(kind):
+@pytest.mark.parametrize(("kind", "every"), [(KINDS[0], 1), (KINDS[1], 9), (KINDS[2], 9)])
+def test_64_samples_are_64_solves(kind, every):
     """States within 10 x tolerance, final ones and inside, and gradients to 1e-8."""
     times, values = ragged(64)
     values = [value.requires_grad_() for value in values]
@@ -60,19 +60,22 @@ def test_64_samples_are_64_solves(kind):
     assert sol.retcodes.shape == (64,)
     shared = list(field.parameters())
     weight = draw(UNITS, seed=5)
-    grads = torch.autograd.grad((sol.hs[-1] @ weight).sum(), [*shared, h0, *values])
+    loss = (sol.hs[-1, ::every] @ weight).sum()
+    grads = torch.autograd.grad(loss, [*shared, h0, *values], materialize_grads=True, retain_graph=True)
     total = [torch.zeros_like(parameter) for parameter in shared]
-    inside = torch.stack([torch.lerp(t0, t1, 0.37) for t0, t1 in zip(*sol.prob.tspan, strict=True)])
-    middle = sol(inside[None])[0]
-    for i in range(64):
+    inside = torch.stack([torch.lerp(t0, t1, 0.37) for t0, t1 in zip(*sol.prob.tspan, strict=True)]).detach()
+    with torch.no_grad():
+        middle = sol(inside[None])[0]
+    for i in range(0, 64, every):
         one = alone(field, times[i], values[i], h0[i], kind, ct.Dopri5(), **tolerance)
         assert (sol.hs[-1, i] - one.hs[-1, 0]).abs().max() <= 1e-5
-        assert (middle[i] - one(float(inside[i].detach()))[0]).abs().max() <= 1e-5
         own = torch.autograd.grad(one.hs[-1, 0] @ weight, [*shared, h0, values[i]])
         for k in range(len(shared)):
             total[k] += own[k]
         assert (grads[len(shared)][i] - own[-2][i]).abs().max() <= 1e-8
         assert (grads[len(shared) + 1 + i] - own[-1]).abs().max() <= 1e-8
+        with torch.no_grad():
+            assert (middle[i] - one(inside[i].item())[0]).abs().max() <= 1e-5
     for mine, summed in zip(grads, total, strict=False):
         assert (mine - summed).abs().max() <= 1e-8 * summed.abs().max()
 
@@ -117,8 +120,15 @@ def test_against_scipy(alg):
         assert np.abs(sol.hs[-1, i].numpy() - h).max() <= 10 * tolerance
 
 
-@pytest.mark.parametrize("alg", [ct.Dopri5(), ct.Tsit5(), ct.RK4(dt=0.11)])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "alg"),
+    [
+        *((kind, ct.Dopri5()) for kind in KINDS),
+        (ct.LinearInterpolation, ct.Tsit5()),
+        (ct.ZeroOrderHold, ct.RK4(dt=0.11)),
+        (ct.CubicHermite, ct.RK4(dt=0.11)),
+    ],
+)
 def test_gradients_are_finite_differences(kind, alg):
     """With respect to values, times (spans move along), h0, tau and weights: directional derivatives."""
     times, values = ragged(3)
@@ -131,7 +141,7 @@ def test_gradients_are_finite_differences(kind, alg):
         "weights": [field.weight_hh.detach().clone(), field.bias_ih.detach().clone()],
     }
     weight = draw(UNITS, seed=6)
-    options = {} if isinstance(alg, ct.RK4) else {"rtol": 1e-11, "atol": 1e-11}
+    options = {} if isinstance(alg, ct.RK4) else {"rtol": 1e-10, "atol": 1e-10}
 
     def loss(parts):
         control = ct.from_sequences(parts["times"], parts["values"], kind)
@@ -152,7 +162,7 @@ def test_gradients_are_finite_differences(kind, alg):
     flat = [tensor for tensors in parts.values() for tensor in tensors]
     grads = iter(torch.autograd.grad(loss(parts), flat))
     # Fixed steps have a kink where a step count changes: the direction stays well inside.
-    eps = 5e-4
+    eps = 1e-3
     for name, tensors in parts.items():
         directions = [
             torch.sin(7.0 * torch.arange(t.numel(), dtype=t.dtype)).reshape(t.shape) for t in tensors
@@ -223,8 +233,8 @@ def test_a_sample_that_diverges_leaves_the_others_alone(alg, saveat):
     field = ct.Field(Quadratic())
     span = (torch.zeros(3, dtype=torch.float64), torch.full((3,), 3.0, dtype=torch.float64))
 
-    # Rosenbrock steps on a field of one's own are dear, and so is a blow-up at a tight tolerance.
-    tolerance = 1e-4 if isinstance(alg, ct.Rosenbrock23) else 1e-6
+    # A blow-up takes a method of low order many steps.
+    tolerance = 1e-6 if isinstance(alg, ct.Dopri5) else 1e-3
     options = {"rtol": tolerance, "atol": tolerance} if alg.adaptive else {}
 
     def run(h0):

@@ -18,10 +18,10 @@ class DiscreteAdjoint:
     of steps is best. Adaptive methods then choose their steps in a pass of its own.
 
     Applicability: where steps are taken again the field must be deterministic, and the tensors that it reads
-    must not change before the backward pass (RuntimeError if they do). Reverse transforms of ``torch.func``
-    (grad, vjp, jvp, jacrev, hessian) pass through fixed-step and native adaptive methods without ``checkpoints``,
-    with the graph of all stages; torch refuses them with ``checkpoints``. ``torch.func.vmap`` does not pass
-    through adaptive methods. Reference: THEORY.md 6, 8 and, for gradients by times, 11.
+    must not change before the backward pass (RuntimeError if they do). The transforms of ``torch.func``
+    (grad, vjp, jvp, jacrev, hessian) pass through fixed-step and native adaptive methods without
+    ``checkpoints``, with the graph of all stages; torch refuses them with ``checkpoints``.
+    ``torch.func.vmap`` does not pass through adaptive methods. Reference: THEORY.md 6, 8 and, for gradients by times, 11.
     """
 
     checkpoints: int | None = None
