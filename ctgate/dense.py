@@ -264,8 +264,7 @@ class Dense:
         found = torch.searchsorted(nodes, at.movedim(0, -1).contiguous()).movedim(-1, 0)
         step = (found - 1).clamp(0, len(self.ts) - 2)
         if step.ndim > 1:
-            ends = self.ends(step)
-            return interpolate(ends, self.slopes(ends, step), t)
+            return self._per_sample(step, t)
         used, back = torch.unique(step, return_inverse=True)
         ends = self.ends(used)
         slopes = self.slopes(ends, used)
@@ -274,6 +273,21 @@ class Dense:
             Slopes(slopes.left[back], slopes.right[back], slopes.bubbles[:, back]),
             t,
         )
+
+    def _per_sample(self, step: Tensor, t: Tensor) -> Tensor:
+        """Interpolation where samples have steps of their own; one without any stays where it is, and the
+        field is evaluated in its name at the state of another, for it may not be finite at its own."""
+        ends = self.ends(step)
+        idle = ends.stop.detach() <= ends.start.detach()
+        if bool(idle.all()):
+            return ends.left
+        mover = int((~idle).reshape(-1).to(torch.uint8).argmax())
+        given = (
+            torch.where(idle.unsqueeze(-1), side.detach().reshape(-1, side.shape[-1])[mover], side)
+            for side in (ends.left, ends.right)
+        )
+        lent = Ends(ends.start, ends.stop, *given)
+        return torch.where(idle.unsqueeze(-1), ends.left, interpolate(lent, self.slopes(lent, step), t))
 
 
 def take_nodes(nodes: Tensor, which: Tensor) -> Tensor:
@@ -293,7 +307,9 @@ def live_dense(prob: ODEProblem, alg: Algorithm, ts: Tensor, hs: Tensor, unchang
 
     def slopes(ends: Ends, which: Tensor) -> Slopes:
         unchanged.check("sol(t)", "call sol(t) before the update, or solve with saveat=...")
-        return slopes_of_steps(prob, ends, alg)
+        # Without a graph to the nodes, one to the slopes between them would be half a gradient.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and unchanged.followed):
+            return slopes_of_steps(prob, ends, alg)
 
     return Dense(ts, hs, slopes)
 

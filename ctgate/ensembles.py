@@ -368,7 +368,7 @@ def _solve_batch(
         if own[0].h0.numel() == 0:
             parts = [solve_one(prob, alg, **options) for prob in own]
         else:
-            parts = split(solve_one(stack(own), alg, **options), own, saves > 0)
+            parts = split(solve_one(stack(own), alg, **options), own, saves)
         found.update(zip(members, parts, strict=True))
     return [found[number] for number in range(len(probs))]
 

@@ -2,8 +2,10 @@
 
 from itertools import chain
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from ctgate.controls import FunctionControl
 from ctgate.controls.sampled import SampledControl
 from ctgate.problem import ODEProblem
 
@@ -14,6 +16,9 @@ def _read_by(prob: ODEProblem, with_state: bool) -> dict[str, Tensor]:
     tensors = {f"the field's {name}": tensor for name, tensor in parts}
     if isinstance(prob.control, SampledControl):
         tensors["the control's xs"] = prob.control.xs
+    if isinstance(prob.control, FunctionControl) and isinstance(prob.control.fn, nn.Module):
+        own = chain(prob.control.fn.named_parameters(), prob.control.fn.named_buffers())
+        tensors.update((f"the control's {name}", tensor) for name, tensor in own)
     if with_state:
         tensors["h0"] = prob.h0
     return tensors
@@ -28,6 +33,8 @@ class Unchanged:
     """
 
     def __init__(self, prob: ODEProblem, with_state: bool = False) -> None:
+        # Whether autograd follows the solve: what is read of it later may have a graph only then.
+        self.followed = torch.is_grad_enabled()
         self._prob = prob
         self._with_state = with_state
         self._versions = {

@@ -175,14 +175,12 @@ def check_saveat(saveat: SaveAt, prob: ODEProblem) -> list[float] | Tensor:
             "times per sample (time, *batch)"
         )
     eps = max(eps, time_resolution(prob.control))
-    moving = differentiated(times)
-    if times.ndim > 1 or prob.per_sample or moving:
-        if times.ndim == 1 and bool(times.isnan().any()):
+    if times.ndim > 1 or prob.per_sample or differentiated(times):
+        if times.ndim == 1 and prob.h0.ndim > 1 and bool(times.isnan().any()):
             raise ValueError(
                 "saveat has NaN among times for all samples; only times per sample may end in NaN"
             )
-        checked = _check_sample_saves(times.to(prob.h0.device), eps, prob)
-        return checked if times.ndim > 1 or moving else times.tolist()
+        return _check_sample_saves(times.to(prob.h0.device), eps, prob)
     start, stop = prob.span
     saves = [_snapped(t, prob.span, eps) for t in times.cpu().tolist()]
     for number, t in enumerate(saves):

@@ -52,7 +52,7 @@ class ODEProblem:
 
     field: VectorField
     h0: Float[Tensor, "*batch state"]
-    tspan: tuple[float | Real[Tensor, "*#batch"], float | Real[Tensor, "*#batch"]]
+    tspan: tuple[float | Real[Tensor, "..."], float | Real[Tensor, "..."]]
     control: Control | None = None
     parameters: Mapping[str, Tensor] | None = None
 

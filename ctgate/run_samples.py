@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ctgate.algorithms import Algorithm, FixedStepAlgorithm, NativeAdaptiveAlgorithm, ScipyAlgorithm
-from ctgate.controls.base import Piece
+from ctgate.controls.base import Piece, differentiated
 from ctgate.dense import Extension, at_saves, live_dense
 from ctgate.guard import Unchanged
 from ctgate.integrators import scipy
@@ -63,18 +63,26 @@ class OwnRuns:
         """The solution of an empty batch: nothing to integrate."""
         ts = torch.stack(self.prob.sample_spans())
         run = SampleRun(ts, self.prob.h0.expand(2, *self.prob.h0.shape), [], [])
-        return self.solution(run, live_dense(self.prob, self.alg, run.ts, run.hs, self.unchanged), True)
+        return self.solution(
+            run, live_dense(self.prob, self.alg, run.ts, run.hs, self.unchanged), True, False
+        )
 
-    def solution(self, run: SampleRun, extension: Extension, dense: bool) -> Solution:
-        """The solution at the saved times, or at every node."""
+    def solution(self, run: SampleRun, extension: Extension, dense: bool, shared_saves: bool) -> Solution:
+        """The solution at the saved times, ``shared_saves`` if they were given for all samples, or at every
+        node."""
         ts, hs = run.ts, run.hs
         if self.saves is not None:
             ts = torch.as_tensor(self.saves, dtype=torch.float64, device=hs.device)
             batch = hs.shape[1:-1]
             own = ts.reshape(*ts.shape, *(1,) * (1 + len(batch) - ts.ndim)).expand(len(ts), *batch)
             hs = at_saves(extension, own)
+            if shared_saves and batch and not differentiated(ts):
+                # One time for all, but for the rounding by which it was moved to a sample's own end.
+                ts = ts.reshape(len(ts), -1)[:, 0]
         codes = np.empty(self.prob.h0.shape[:-1], dtype=object)
         codes.reshape(-1)[:] = run.codes
+        details = np.empty(codes.shape, dtype=object)
+        details.reshape(-1)[:] = run.details
         first = next((lane for lane, code in enumerate(run.codes) if not code.good), None)
         field = self.prob.field
         return Solution(
@@ -90,6 +98,7 @@ class OwnRuns:
             output_slice=field.output,
             dense=extension if dense else NO_DENSE,
             retcodes=codes,
+            messages=details,
             unchanged=self.unchanged,
         )
 
@@ -120,6 +129,8 @@ class ScipyDense:
     def __call__(self, t: Tensor) -> Tensor:
         """States at times (time,) or (time, *batch)."""
         own = t.reshape(*t.shape, *(1,) * (1 + len(self.batch) - t.ndim)).expand(len(t), *self.batch)
+        # By rounding only: the caller has looked.
+        own = own.clamp(*self.span)
         columns = own.detach().cpu().reshape(len(t), -1).numpy()
         states = [scipy.evaluate(run, columns[:, lane]) for lane, run in enumerate(self.runs)]
         stacked = torch.from_numpy(np.stack(states, axis=1)).to(self.like)

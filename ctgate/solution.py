@@ -36,7 +36,8 @@ class Solution:
         times that a sample did not reach, or where its ``saveat`` is NaN.
     retcode: a :class:`ctgate.ReturnCode`; ``message`` says more about this solve. Where samples were
         integrated on their own it is SUCCESS if all succeeded, else the first failure's.
-    retcodes: the code of each sample, an object array ``(*batch,)``; None where all took the same steps.
+    retcodes, messages: the code of each sample, and more about it, object arrays ``(*batch,)``; None where
+        all took the same steps. Messages are not kept in files.
     stats: evaluations, steps and wall time.
     prob, alg: what was solved and how; ``prob`` is None in a solution that was loaded from a file.
     tolerances: (rtol, atol), None for a fixed-step method.
@@ -55,6 +56,7 @@ class Solution:
     output_slice: slice
     dense: Extension | str = field(repr=False)
     retcodes: np.ndarray[Any, np.dtype[np.object_]] | None = None
+    messages: np.ndarray[Any, np.dtype[np.object_]] | None = None
     unchanged: Unchanged | None = field(default=None, repr=False)
     stored: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
@@ -80,9 +82,12 @@ class Solution:
         """Every gate at ``ts``, by name: ``(time, *batch, unit)``."""
         if self.prob is None:
             return dict(self.stored)
+        followed = self.unchanged is None or self.unchanged.followed
         if self.unchanged is not None:
             self.unchanged.check("sol[gate]", "read gates before the update")
-        gates = at_known(self.prob, "gates", self.ts, self.hs)
+        # Without a graph to the states, one from them to the gates would be half a gradient.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and followed):
+            gates = at_known(self.prob, "gates", self.ts, self.hs)
         if isinstance(gates, Tensor):
             raise TypeError("the field's gates(t, h, u) must return a dict of named gates")
         return gates

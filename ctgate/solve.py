@@ -4,6 +4,7 @@ import time
 import warnings
 from typing import Any, overload
 
+import numpy as np
 from tqdm import tqdm
 
 from ctgate.algorithms import Algorithm, Dopri8, ScipyAlgorithm
@@ -98,9 +99,9 @@ def solve(
     rtol, atol: error per step (RMS over units) of the worst sample, or of each where samples take steps of
         their own, for adaptive methods. Default 1e-6, 1e-8 in float64 and 1e-4, 1e-6 in float32.
     sensealg: how the result is differentiated, default :class:`ctgate.DiscreteAdjoint`.
-    callback: called as ``callback(t, h)`` after each accepted step; a true value ends the solve. Where
-        samples take steps of their own, t is a tensor ``(*batch)`` and the call comes when any of them has
-        moved; with scipy's methods it is each sample's turn, with t a float and h ``(state,)``.
+    callback: called as ``callback(t, h)``, h a copy, after each accepted step; a true value ends the solve.
+        Where samples take steps of their own, t is a tensor ``(*batch)`` and the call comes when any of them
+        has moved; with scipy's methods it is each sample's turn, with t a float and h ``(state,)``.
     max_steps: the most steps tried, by each sample where it takes its own (scipy's methods count accepted
         ones); default 100,000 for adaptive methods, no limit for fixed steps.
     progress: show a bar (only on a terminal).
@@ -152,18 +153,18 @@ def _quietly(prob: ODEProblem, alg: Algorithm, **options: Any) -> Solution:
 
 def _solve(
     prob: ODEProblem,
-    alg: Algorithm | None,
+    alg: Any,
     *,
-    saveat: SaveAt | None = None,
-    rtol: float | None = None,
-    atol: float | None = None,
-    sensealg: SensitivityAlgorithm | None = None,
-    callback: Callback | None = None,
-    max_steps: int | None = None,
+    saveat: Any = None,
+    rtol: Any = None,
+    atol: Any = None,
+    sensealg: Any = None,
+    callback: Any = None,
+    max_steps: Any = None,
     progress: bool = False,
     dense: bool = True,
 ) -> tuple[Solution, str]:
-    """The solution, and what to tell where it failed."""
+    """The solution, and what to tell where it failed. The options are checked here."""
     chosen, why = choose_algorithm(alg, rtol)
     sensitivity = check_sensealg(sensealg, chosen, prob)
     own_clocks = check_clock(chosen, prob)
@@ -185,7 +186,7 @@ def _solve(
             recorder = Recorder(stats, lambda step: (), callback, bar.update, limit)
             run, extension = clocks.integrate(recorder)
         stats.wall_time = time.perf_counter() - begun
-        solution = clocks.solution(run, extension, dense)
+        solution = clocks.solution(run, extension, dense, np.ndim(saveat) == 1)
         message = describe_failures(prob, run) if not solution.retcode.good else ""
     else:
         shared = SharedRun(prob, chosen, sensitivity, tolerances, saves, stats, dense or callback is not None)

@@ -58,13 +58,13 @@ def stack(probs: Sequence[ODEProblem]) -> ODEProblem:
     return ODEProblem(field, h0, (start, stop), control, parameters)
 
 
-def split(sol: Solution, probs: Sequence[ODEProblem], saved: bool) -> list[Solution]:
+def split(sol: Solution, probs: Sequence[ODEProblem], saves: int) -> list[Solution]:
     """The solution of each problem out of that of ``stack(probs)``, as if each had been solved alone.
 
-    ``saved`` says whether ``saveat`` was given. Each has its own problem, codes and
+    ``saves`` is the number of dimensions of ``saveat``, 0 without it. Each has its own problem, codes and
     dense output; ``stats`` is that of all together.
     """
-    return [_part(sol, number, prob, saved) for number, prob in enumerate(probs)]
+    return [_part(sol, number, prob, saves) for number, prob in enumerate(probs)]
 
 
 class StackedField(VectorField):
@@ -304,17 +304,22 @@ def _padded(rows: Tensor, count: int, value: float) -> Tensor:
     return torch.cat([rows, rows.new_full((count - len(rows), *rows.shape[1:]), value)])
 
 
-def _part(sol: Solution, number: int, prob: ODEProblem, saved: bool) -> Solution:
+def _part(sol: Solution, number: int, prob: ODEProblem, saves: int) -> Solution:
     # Alone, all samples of this problem would take the same steps.
     one_clock = isinstance(sol.alg, FixedStepAlgorithm) and not prob.per_sample
     codes = None if sol.retcodes is None else sol.retcodes[number, ...]
     code = sol.retcode
     if codes is not None:
         code = next((own for own in codes.reshape(-1).tolist() if not own.good), ReturnCode.SUCCESS)
+    messages = None if sol.messages is None else sol.messages[number, ...]
+    message = sol.message
+    if codes is not None and messages is not None:
+        pairs = zip(codes.reshape(-1).tolist(), messages.reshape(-1).tolist(), strict=True)
+        message = next((own for ended, own in pairs if not ended.good), ReturnCode.SUCCESS.message)
     ts, hs = sol.ts if sol.ts.ndim == 1 else sol.ts[:, number], sol.hs[:, number]
-    if not saved:
+    if not saves:
         ts, hs = _without_rest(ts, hs, one_clock)
-    if saved and one_clock:
+    if saves == 1 and one_clock:
         reached = ~hs.detach().isnan().reshape(len(hs), -1).any(-1)
         ts, hs = ts[reached], hs[reached]
     unchanged = Unchanged(prob)
@@ -327,22 +332,13 @@ def _part(sol: Solution, number: int, prob: ODEProblem, saved: bool) -> Solution
         ts=ts,
         hs=hs,
         retcode=code,
-        message=_message(sol, number, code, ts),
+        message=message,
         prob=prob,
         dense=dense,
         retcodes=None if one_clock else codes,
+        messages=None if one_clock else messages,
         unchanged=unchanged,
     )
-
-
-def _message(sol: Solution, number: int, code: ReturnCode, ts: Tensor) -> str:
-    """The message of the whole is that of the first problem that failed."""
-    if sol.retcodes is not None and code is not ReturnCode.SUCCESS:
-        failed = [not all(own.good for own in codes.reshape(-1).tolist()) for codes in sol.retcodes[:, None]]
-        if failed.index(True) != number:
-            reached = f" It reached t = {float(ts.detach()[-1].max()):.9g}." if len(ts) else ""
-            return f"{code.message}{reached}"
-    return code.message if code is ReturnCode.SUCCESS else sol.message
 
 
 def _without_rest(ts: Tensor, hs: Tensor, one_clock: bool) -> tuple[Tensor, Tensor]:

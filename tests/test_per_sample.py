@@ -541,3 +541,60 @@ def test_nobody_has_anything_to_do(alg):
     sol = ct.solve(ct.ODEProblem(ct.Field(lambda t, h, u: -h), h0, span), alg)
     assert sol.retcode is ct.ReturnCode.SUCCESS
     assert torch.equal(sol.hs, h0[None])
+
+
+class Logarithm(torch.nn.Module):
+    """dh/dt = -w log h, which is not a number where h is not positive."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.tensor(0.7, dtype=torch.float64))
+
+    def forward(self, t, h, u):
+        return -self.w * torch.log(h)
+
+
+@pytest.mark.parametrize("alg", PER_SAMPLE)
+@pytest.mark.parametrize("saveat", [None, [0.5, 1.0]])
+@pytest.mark.parametrize("short", [False, True])
+def test_a_sample_without_a_derivative_spoils_no_gradient(alg, saveat, short):
+    """One that fails in its first step, or that has no time to go anywhere and may be anything."""
+    field = ct.Field(Logarithm())
+    h0 = torch.tensor([[2.0], [-1.0]], dtype=torch.float64)
+    stop = torch.tensor([1.0, 0.0 if short else 1.0], dtype=torch.float64)
+    saves = saveat if saveat is None else torch.tensor([saveat, [torch.nan] * 2], dtype=torch.float64).T
+    prob = ct.ODEProblem(field, h0, (torch.zeros(2, dtype=torch.float64), stop))
+    if short:
+        sol = ct.solve(prob, alg, saveat=saves)
+        assert sol.retcode is ct.ReturnCode.SUCCESS
+    else:
+        with pytest.warns(RuntimeWarning, match="1 of 2 samples"):
+            sol = ct.solve(prob, alg, saveat=saves)
+    alone = ct.solve(ct.remake(prob, h0=h0[:1], tspan=(stop[:1] - 1.0, stop[:1])), alg, saveat=saveat)
+    (mine,) = torch.autograd.grad(sol.hs[-1, 0].sum(), field.fn.w)
+    (reference,) = torch.autograd.grad(alone.hs[-1, 0].sum(), field.fn.w)
+    assert mine.item() == pytest.approx(reference.item(), rel=1e-12)
+
+
+def test_saved_times_off_by_rounding_are_the_ends():
+    """Times for all samples in float32, the ends of whose span they miss by rounding."""
+    grid = torch.linspace(0.0, 0.1, 5, dtype=torch.float64).unsqueeze(1).expand(5, 3)
+    control = ct.LinearInterpolation(grid, draw(5, 3, CHANNELS))
+    prob = ct.ODEProblem(gru(), draw(3, UNITS), (0.0, 0.1), control)
+    saves = torch.tensor([0.0, 0.05, 0.1], dtype=torch.float32)
+    with torch.no_grad():
+        for alg in (ct.Dopri5(), ct.Radau(), ct.RK4(dt=0.01)):
+            sol = ct.solve(prob, alg, saveat=saves)
+            assert sol.ts.shape == (3,)
+            assert torch.equal(sol.hs[-1], ct.solve(prob, alg).hs[-1])
+
+
+def test_messages_per_sample():
+    h0 = torch.tensor([[0.1], [2.1], [1.1]], dtype=torch.float64)
+    prob = ct.ODEProblem(ct.Field(lambda t, h, u: h * h), h0, (0.0, torch.tensor(2.0)))
+    with pytest.warns(RuntimeWarning, match="2 of 3"):
+        sol = ct.solve(ct.remake(prob, tspan=(0.0, torch.full((3,), 2.0))), ct.Dopri5())
+    assert sol.messages[0] == ct.ReturnCode.SUCCESS.message
+    # The poles of 1 / (1/h0 - t).
+    assert "t = 0.4761" in sol.messages[1]
+    assert "t = 0.9090" in sol.messages[2]

@@ -1,5 +1,8 @@
 """Solutions: labels, gates, dense output."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -150,3 +153,39 @@ def test_outside_the_span():
         sol(float("nan"))
     assert sol(torch.tensor([0.0, 4.0])).shape == (2, 2, 8)
     assert torch.equal(sol(4.0), sol.hs[-1])
+
+
+@pytest.mark.parametrize("alg", [ct.Dopri5(), ct.RK4(dt=0.1), ct.Rosenbrock23(), ct.Tsit5(per_sample=True)])
+def test_there_is_no_half_gradient(alg):
+    """After a solve without gradients nothing between the nodes carries one: the nodes lack their part."""
+    with torch.no_grad():
+        sol = lstm_solution(alg=alg)
+    assert not sol(0.7).requires_grad
+    t = torch.tensor([0.7], dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(sol(t).sum(), t)
+    assert slope.item() == pytest.approx((sol(0.7001) - sol(0.6999)).sum().item() / 2e-4, rel=1e-4)
+    again = lstm_solution(alg=alg)
+    assert again(0.7).requires_grad
+
+
+@pytest.mark.parametrize("alg", [ct.Dopri5(), ct.RK4(dt=0.1), ct.Dopri8(), ct.Dopri5(per_sample=True)])
+@pytest.mark.parametrize("gradients", [False, True])
+def test_a_solution_is_not_kept_alive_by_itself(alg, gradients):
+    """No cycle of references: memory is free when the last name is gone, not when a collector runs."""
+    gc.collect()
+    gc.disable()
+    try:
+        with torch.set_grad_enabled(gradients):
+            sol = lstm_solution(alg=alg)
+        watched = weakref.ref(sol.stats)
+        del sol
+        assert watched() is None
+    finally:
+        gc.enable()
+
+
+def test_a_callback_cannot_change_the_solution():
+    reference = lstm_solution(alg=ct.Dopri5())
+    for alg in (ct.Dopri5(), ct.Dopri5(per_sample=True)):
+        sol = lstm_solution(alg=alg, callback=lambda t, h: h.zero_() is None)
+        assert torch.allclose(sol.hs[-1], reference.hs[-1], rtol=1e-4)

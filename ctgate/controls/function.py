@@ -129,7 +129,7 @@ class FunctionControl(Control):
         low, high = self._inside(after)
 
         def value(t: float | Tensor) -> Tensor:
-            return self._value(torch.as_tensor(t, dtype=torch.float64).clamp(low, high))
+            return self._value(_moved(torch.as_tensor(t, dtype=torch.float64), low, high))
 
         parameters = tuple(self.fn.parameters()) if isinstance(self.fn, nn.Module) else ()
         return Piece(value, parameters)
@@ -159,7 +159,7 @@ class FunctionControl(Control):
 
         return lambda t: self._own_rows(
             torch.as_tensor(t, dtype=torch.float64).expand(pieces.shape),
-            lambda time, k: self._value(time.clamp(*bounds[k])),
+            lambda time, k: self._value(_moved(time, *bounds[k])),
         )
 
     def _own_rows(self, t: Tensor, read: Callable[[Tensor, int], Tensor]) -> Tensor:
@@ -197,7 +197,7 @@ class FunctionControl(Control):
             knot = self._knots[after - 1]
             if (side == "left" and knot > low) or knot >= high:
                 after -= 1
-        return self._value(t.clamp(*self._inside(after)))
+        return self._value(_moved(t, *self._inside(after)))
 
     def _inside(self, after: int) -> tuple[float, float]:
         """The first and last time at which fn may be called between the knots ``after - 1`` and ``after``."""
@@ -221,3 +221,9 @@ class FunctionControl(Control):
                 f"FunctionControl: fn returned shape {tuple(value.shape)}; it must be (*batch, {size})"
             )
         return value
+
+
+def _moved(t: Tensor, low: float, high: float) -> Tensor:
+    """``t`` moved into [low, high], by rounding only; a derivative by ``t`` passes, where a clamp ends it."""
+    value = t.detach()
+    return t + (value.clamp(low, high) - value)

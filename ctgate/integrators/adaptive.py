@@ -134,11 +134,7 @@ def first_steps(
 
 
 class AdaptiveLoop:
-    """Steps of a method under error control, from the start of a frame's lanes to their ends.
-
-    ``tracked`` says, after the run, whether a gradient wants to pass the steps: then the states that were
-    handed to the frame are values only, and the steps are to be taken again in the graph.
-    """
+    """Steps of a method under error control, from the start of a frame's lanes to their ends."""
 
     def __init__(
         self,
@@ -157,7 +153,6 @@ class AdaptiveLoop:
         self._max_steps = max_steps
         self._lanes = Lanes.at_start(frame.edges)
         self._coarseness = torch.finfo(dynamics.prob.h0.dtype).eps / FLOAT64_EPS
-        self.tracked = False
         self.rejected = 0
 
     @property
@@ -197,14 +192,20 @@ class AdaptiveLoop:
 
     def _graph_as_needed(self) -> torch.set_grad_enabled:
         """Autograd watches until the first result that wants a gradient."""
-        return torch.set_grad_enabled(torch.is_grad_enabled() and not self.tracked)
+        return torch.set_grad_enabled(torch.is_grad_enabled() and not self._frame.tracked)
 
     def _value(self, x: Tensor) -> Tensor:
-        self.tracked |= differentiated(x)
+        self._frame.tracked |= differentiated(x)
         return x.detach()
 
     def _choose_first(self, h: Tensor) -> None:
         lanes, alg = self._lanes, self._alg
+        for name, size in (("first_step", alg.first_step), ("max_step", alg.max_step)):
+            if size is not None and bool((size <= lanes.floor)[lanes.alive].any()):
+                raise ValueError(
+                    f"alg is {alg}: {name} is below what float64 can tell apart at these times, "
+                    f"{lanes.floor.max():.3g}"
+                )
         if alg.first_step is not None:
             lanes.wish[:] = alg.first_step
             return
@@ -245,7 +246,8 @@ class AdaptiveLoop:
         )
         room = lanes.stop - lanes.time
         size = np.minimum(lanes.wish, self._alg.max_step)
-        lands = (_REACH * size >= room) & (room <= self._alg.max_step)
+        # By rounding, an interval as long as max_step may be a little longer.
+        lands = (_REACH * size >= room) & (room <= self._alg.max_step + lanes.floor)
         size = np.where(lanes.alive, size, 0.0)
         return np.where(lands & lanes.alive, lanes.stop, lanes.time + size), lands
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ctgate.integrators.grid import Input, Interval, Step
-from ctgate.integrators.recorder import AcceptedStep
+from ctgate.integrators.recorder import AcceptedStep, Keep, Output
 from ctgate.integrators.samples import Booleans, Floats, Integers, Plan, SampleGrid, slide
 from ctgate.retcode import Halt, ReturnCode
 
@@ -32,10 +32,13 @@ class Frame(abc.ABC):
     """Lanes of time, and the steps that were accepted on them.
 
     ``edges`` (edge, lane) are the ends of the knot intervals; ``jumps`` says whether dh/dt may jump there.
+    ``tracked`` is set once a derivative wants to pass the steps: then the states are values only, and the
+    steps are to be taken again in the graph.
     """
 
     edges: Floats
     jumps: bool
+    tracked: bool = False
 
     @abc.abstractmethod
     def step(self, move: Move) -> Step:
@@ -59,15 +62,26 @@ class Frame(abc.ABC):
 
 
 class SharedFrame(Frame):
-    """One lane: all samples take the same steps."""
+    """One lane: all samples take the same steps.
+
+    ``taken`` are the accepted steps, ``outputs`` what ``keep`` wants of them while they are not tracked;
+    ``observe(start, stop, h)`` sees each and may raise Halt.
+    """
 
     def __init__(
-        self, cuts: Sequence[Interval], jumps: bool, accept: Callable[[Step, AcceptedStep], None]
+        self,
+        cuts: Sequence[Interval],
+        jumps: bool,
+        keep: Keep,
+        observe: Callable[[float, float, Tensor], None],
     ) -> None:
         self.cuts = cuts
         self.jumps = jumps
+        self.taken: list[Step] = []
+        self.outputs: list[Output] = []
         self.edges = np.array([[cuts[0].start], *([cut.stop] for cut in cuts)])
-        self._accept = accept
+        self._keep = keep
+        self._observe = observe
 
     def step(self, move: Move) -> Step:
         """A step in floats."""
@@ -83,13 +97,12 @@ class SharedFrame(Frame):
         return new if lanes[0] else old
 
     def accept(self, lanes: Booleans, move: Move, step: Step, h: Tensor, following: Tensor) -> None:
-        """Hand the step on."""
-        assert isinstance(step.start, float)
-        assert isinstance(step.stop, float)
-        self._accept(
-            step._replace(fresh=bool(move.fresh[0])),
-            AcceptedStep(step.start, step.stop, h, following, step.u),
-        )
+        """Note the step and hand it on."""
+        start, stop = float(move.start[0]), float(move.stop[0])
+        self.taken.append(step._replace(fresh=bool(move.fresh[0])))
+        if not self.tracked:
+            self.outputs.extend(self._keep(AcceptedStep(start, stop, h, following, step.u)))
+        self._observe(start, stop, following)
 
     def fail(self, lanes: Booleans, code: ReturnCode, details: Callable[[int], str]) -> None:
         """The whole solve ends."""

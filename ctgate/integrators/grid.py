@@ -36,7 +36,8 @@ class Step(NamedTuple):
 
     Times are floats, or tensors ``(*batch)`` in float64 where every sample has its own. ``fresh`` says that
     dh/dt at the start is not what the step before ended with: the first step, or one after a jump.
-    ``standing`` (*batch) marks samples that take no step.
+    ``standing`` (*batch) marks samples that take no step, and ``mover`` is the number of one that does, the
+    batch flattened.
     """
 
     start: float | Tensor
@@ -45,6 +46,7 @@ class Step(NamedTuple):
     u: Input
     fresh: bool = True
     standing: Tensor | None = None
+    mover: int = 0
 
 
 def time_resolution(control: Control | None) -> float:

@@ -20,7 +20,8 @@ class Stats:
     """What a solve cost.
 
     Where every sample takes steps of its own, ``accepted`` and ``rejected`` are sums over samples.
-    ``evaluations`` counts calls of the field in the forward pass; ``evaluations_backward`` those of the
+    ``evaluations`` counts the integrator's calls of the field in the forward pass (interpolation has its own,
+    which are not counted); ``evaluations_backward`` those of the
     backward pass (steps taken again, or an adjoint solve), and grows when ``backward()`` runs. ``jacobians``
     counts evaluations of the field's Jacobian, in either. ``wall_time`` is that of the forward pass [s].
     """
@@ -92,7 +93,7 @@ class Recorder:
         self.last_step = (start, stop)
         self.last_good = Output(stop, h)
         self._advance_bar(stop - start)
-        if self._callback is not None and self._callback(stop, h):
+        if self._callback is not None and self._callback(stop, h.detach().clone()):
             raise Halt(ReturnCode.TERMINATED, f"the callback ended the solve at t = {stop:.9g}")
 
     def observe_samples(self, t: float | Tensor, h: Tensor, moved: int, advance: float) -> None:
@@ -100,7 +101,7 @@ class Recorder:
         to the bar."""
         self.stats.accepted += moved
         self._advance_bar(advance)
-        if self._callback is not None and self._callback(t, h):
+        if self._callback is not None and self._callback(t, h.detach().clone()):
             raise Halt(ReturnCode.TERMINATED, "the callback ended the solve")
 
     def extend(self, ends: Sequence[tuple[float, float]], outputs: Sequence[Output], h: Tensor) -> None:

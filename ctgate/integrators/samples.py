@@ -97,7 +97,7 @@ class Plan:
         """The steps, with the graph of the edges, and the inputs on them."""
         grid = self.grid
         start, stop, dt = (grid.tensor(part) for part in (self.start, self.stop, self.dt))
-        # A sample that stands still is evaluated where it began: it may stand before an overflow, or a pole.
+        # A sample that stands still is evaluated when it began: it may stand before a pole.
         standing = dt == 0.0
         idle = (self.dt == 0.0).any(-1).tolist()
         begin = torch.where(standing, grid.edges[0].detach(), start)
@@ -113,7 +113,8 @@ class Plan:
             dt = dt + (stop_motion - start_motion)
         masks = [mask if some else None for mask, some in zip(standing.unbind(0), idle, strict=True)]
         fresh = [bool(row.any()) for row in self.fresh]
-        parts = (begin.unbind(0), stop.unbind(0), dt.unbind(0), inputs, fresh, masks)
+        movers: list[int] = np.argmax(self.dt > 0.0, axis=-1).tolist()
+        parts = (begin.unbind(0), stop.unbind(0), dt.unbind(0), inputs, fresh, masks, movers)
         return [Step(*part) for part in zip(*parts, strict=True)]
 
     def truncated(self, counts: Integers) -> "Plan":

@@ -60,7 +60,7 @@ def run_steps(
     ``keep`` wants of each step."""
     outputs: list[Output] = []
     for step in steps:
-        attempt = method(dynamics, step, _moving(dynamics, step, h), None if step.fresh else slope, False)
+        attempt = method(dynamics, step, _moving(step, h), None if step.fresh else slope, False)
         following = attempt.h
         if step.standing is not None:
             following = torch.where(step.standing.unsqueeze(-1), h, following)
@@ -69,9 +69,9 @@ def run_steps(
     return h, slope, outputs
 
 
-def _moving(dynamics: Dynamics, step: Step, h: Tensor) -> Tensor:
-    """The states to step from: those of samples that stand still are put back to where they began, so that
-    nothing infinite is evaluated, which would turn a gradient of zero into NaN."""
+def _moving(step: Step, h: Tensor) -> Tensor:
+    """The states to step from: a sample that stands still is given the state of one that moves, so that
+    nothing infinite is evaluated in its name, which would turn a gradient of zero into NaN."""
     if step.standing is None:
         return h
-    return torch.where(step.standing.unsqueeze(-1), dynamics.prob.h0.detach(), h)
+    return torch.where(step.standing.unsqueeze(-1), h.detach().reshape(-1, h.shape[-1])[step.mover], h)

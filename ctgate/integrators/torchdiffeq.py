@@ -139,7 +139,7 @@ def first_wish(
     """The first step to try: the one that was asked for, or one that fits the field."""
     wish = alg.first_step
     if wish is None:
-        frame = SharedFrame([cut], False, lambda step, accepted: None)
+        frame = SharedFrame([cut], False, lambda step: (), lambda start, stop, h: None)
         with torch.no_grad():
             lanes = Lanes.at_start(frame.edges)
             wish = float(first_steps(dynamics, frame, lanes, h.detach(), alg.order, *tolerances)[0])

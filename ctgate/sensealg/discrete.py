@@ -71,17 +71,9 @@ def run_adaptive(
     checkpoints: int | None,
 ) -> None:
     """Integrate with an adaptive method of our own; all samples take the same steps."""
-    taken: list[Step] = []
-    found: list[Output] = []
-
-    def accept(step: Step, accepted: AcceptedStep) -> None:
-        taken.append(step)
-        if not loop.tracked:
-            found.extend(recorder.keep(accepted))
-        recorder.observe(float(accepted.start), float(accepted.stop), accepted.right)
-
     control = dynamics.prob.control
-    frame = SharedFrame(cuts, control is not None and not control.continuous, accept)
+    jumps = control is not None and not control.continuous
+    frame = SharedFrame(cuts, jumps, recorder.keep, recorder.observe)
     limit = float("inf") if recorder.max_steps is None else recorder.max_steps
     method = method_of(alg)
     loop = AdaptiveLoop(dynamics, alg, method, frame, tolerances, limit)
@@ -94,9 +86,10 @@ def run_adaptive(
         raise untransformable(error, alg) from error
     recorder.stats.rejected = loop.rejected
     # Also when the pass was cut short: what it reached is the good part.
-    if loop.tracked:
-        found = replay(dynamics, method, taken, checkpoints, recorder.keep)
-    recorder.outputs.extend(found)
+    outputs = frame.outputs
+    if frame.tracked:
+        outputs = replay(dynamics, method, frame.taken, checkpoints, recorder.keep)
+    recorder.outputs.extend(outputs)
     if cut_short is not None:
         raise cut_short
 
@@ -142,7 +135,7 @@ def untransformable(error: RuntimeError, alg: object) -> RuntimeError | TypeErro
             f"torch.func transforms do not pass through torchdiffeq, the engine of {alg}; use Dopri5() or "
             "another native method, or torch.autograd.grad"
         )
-    if "vmap" in str(error) or "data pointer of Tensor" in str(error):
+    if str(error).startswith("vmap: ") or "data pointer of Tensor" in str(error):
         return TypeError(
             f"torch.func.vmap does not pass through {alg} where steps are chosen by looking at values, or "
             "where samples take steps of their own; put the samples into the batch, use ct.EnsembleProblem, "

@@ -21,7 +21,8 @@ class DiscreteAdjoint:
     must not change before the backward pass (RuntimeError if they do). The transforms of ``torch.func``
     (grad, vjp, jvp, jacrev, hessian) pass through fixed-step and native adaptive methods without
     ``checkpoints``, with the graph of all stages; torch refuses them with ``checkpoints``.
-    ``torch.func.vmap`` does not pass through adaptive methods. Reference: THEORY.md 6, 8 and, for gradients by times, 11.
+    ``torch.func.vmap`` does not pass through adaptive methods. What a plain function captures is not watched
+    for changes. Reference: THEORY.md 6, 8 and, for gradients by times, 11.
     """
 
     checkpoints: int | None = None

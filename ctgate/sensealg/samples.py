@@ -24,6 +24,9 @@ from ctgate.integrators.steppers import method_of, run_steps
 from ctgate.retcode import Halt, ReturnCode
 from ctgate.sensealg.discrete import recomputed, replay, untransformable
 
+# How often fixed steps look whether any sample is still finite.
+_LOOK = 64
+
 
 @dataclass
 class SampleRun:
@@ -78,7 +81,7 @@ def _run_adaptive(
         frame.fail(loop.alive, ReturnCode.INTERRUPTED, lambda lane: "the solve was interrupted")
     recorder.stats.rejected = loop.rejected
     plan, reached = frame.plan()
-    if loop.tracked or grid.moving:
+    if frame.tracked or grid.moving:
         outputs = replay(dynamics, method, plan.steps, checkpoints, _every_node)
         ts, hs = _nodes(grid, dynamics.prob.h0, outputs)
     else:
@@ -156,6 +159,12 @@ def _take(
             h, _, taken = recomputed(dynamics, method, part, h, None, _every_node, unchanged)
         for number, output in enumerate(taken, first):
             outputs.append(output)
+            if (
+                recorder is not None
+                and number % _LOOK == 0
+                and not bool(torch.isfinite(output.h).all(-1).any())
+            ):
+                return
             if recorder is not None:
                 moved = int((plan.counts > number).sum())
                 recorder.observe_samples(output.t, output.h, moved, float(plan.dt[number].mean()))

@@ -39,13 +39,13 @@ class Scripted:
 def shared(method, stop=10.0, control=None, alg=None, max_steps=math.inf):
     field = ct.Field(lambda t, h, u: torch.zeros_like(h))
     prob = ct.ODEProblem(field, torch.zeros(1, 1, dtype=torch.float64), (0.0, stop), control)
-    taken = []
     jumps = control is not None and not control.continuous
-    frame = SharedFrame(intervals(control, 0.0, stop), jumps, lambda step, accepted: taken.append(step))
+    cuts = intervals(control, 0.0, stop)
+    frame = SharedFrame(cuts, jumps, lambda step: (), lambda start, stop, h: None)
     alg = ct.Dopri5(first_step=1.0) if alg is None else alg
     dynamics = Dynamics(prob, Stats("", "", ""))
     loop = AdaptiveLoop(dynamics, alg, method, frame, (0.0, TOLERANCE), max_steps)
-    return loop, prob, taken, dynamics
+    return loop, prob, frame.taken, dynamics
 
 
 def run(method, **options):
