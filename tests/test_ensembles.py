@@ -1,6 +1,7 @@
 """Ensembles: serial and batched agree, hooks, failures, gradients."""
 
 import dataclasses
+import math
 import sys
 import warnings
 
@@ -504,3 +505,31 @@ def test_wrong_arguments(prob):
         run(EnsembleProblem(prob, lambda prob, ctx: None, 2), FIXED[0], EnsembleSerial())
     with pytest.raises(TypeError, match="return"):
         run(dataclasses.replace(eprob, reduction=lambda u, o, i: 1), FIXED[0], EnsembleSerial())
+
+
+def test_saved_times_that_end_early_keep_their_rows():
+    """NaN in one sample's times says nothing of the other samples of a trajectory."""
+    prob = ct.ODEProblem(ct.Field(lambda t, h, u: -h), torch.ones(2, 1, dtype=torch.float64), (0.0, 2.0))
+    saves = torch.tensor([[0.0, 0.0], [0.3, 0.4], [torch.nan, 2.0]], dtype=torch.float64)
+    for how in (ct.EnsembleSerial(), ct.EnsembleBatched()):
+        ensemble = ct.solve(
+            ct.EnsembleProblem(prob, lambda prob, ctx: prob, 2), ct.RK4(dt=0.1), ensemble=how, saveat=saves
+        )
+        for sol in ensemble:
+            assert sol.hs.shape == (3, 2, 1)
+            assert sol.hs[2, 1].item() == pytest.approx(math.exp(-2.0), rel=1e-5)
+            assert bool(sol.hs[2, 0].isnan())
+
+
+def test_every_failure_keeps_its_own_message():
+    prob = ct.ODEProblem(ct.Field(lambda t, h, u: h * h), torch.zeros(2, 1, dtype=torch.float64), (0.0, 2.0))
+
+    def start(prob, ctx):
+        return ct.remake(prob, h0=torch.tensor([[0.1], [0.1 + ctx.index]], dtype=torch.float64))
+
+    with pytest.warns(RuntimeWarning):
+        ensemble = ct.solve(ct.EnsembleProblem(prob, start, 3), ct.Dopri5())
+    # The poles of 1 / (1/h0 - t).
+    assert "t = 0.9090" in ensemble[1].message
+    assert "t = 0.4761" in ensemble[2].message
+    assert ensemble[0].message == ct.ReturnCode.SUCCESS.message

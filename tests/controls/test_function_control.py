@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.func import vmap
 
+import ctgate as ct
 from ctgate.controls import FunctionControl
 
 
@@ -275,3 +276,33 @@ def test_samples_that_are_refused():
         control.on_samples(zero, zero + 1.5)
     with pytest.raises(ValueError, match=r"interval 0 of sample \(0,\) is .* has the knot 0\.5 inside"):
         control.on_samples(zero + 0.25, zero + 0.75)
+
+
+def test_derivatives_by_time_pass_at_knots():
+    """Where a time lies on a knot the value is taken beside it, and its derivative by time is fn's."""
+    fn = FunctionControl(lambda t: torch.sin(3.0 * t).reshape(1), knots=[0.5, 1.0])
+    t = torch.tensor([0.5, 0.7, 1.0], dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(fn(t).sum(), t)
+    assert torch.allclose(slope, 3.0 * torch.cos(3.0 * t), rtol=1e-12)
+    end = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(fn.on(0.5, 1.0)(end).sum(), end)
+    assert slope.item() == pytest.approx(3.0 * math.cos(3.0), rel=1e-12)
+
+
+@pytest.mark.parametrize("knots", [(), (0.5, 0.75, 0.9, 1.0, 1.25, 1.5)])
+@pytest.mark.parametrize("alg", [ct.Dopri5(), ct.RK4(dt=0.01)])
+def test_gradients_by_the_span_do_not_depend_on_knots_at_which_nothing_happens(knots, alg):
+    field = ct.Field(lambda t, h, u: u - h)
+    start = torch.tensor([0.5, 0.2], dtype=torch.float64, requires_grad=True)
+    stop = torch.tensor([1.5, 1.0], dtype=torch.float64, requires_grad=True)
+    control = FunctionControl(lambda t: torch.sin(3.0 * t).reshape(1), knots=knots)
+    h0 = torch.full((2, 1), 0.3, dtype=torch.float64)
+    options = {"rtol": 1e-10, "atol": 1e-10} if alg.adaptive else {}
+    sol = ct.solve(ct.ODEProblem(field, h0, (start, stop), control), alg, **options)
+    by_start, by_stop = torch.autograd.grad(sol.hs[-1].sum(), (start, stop))
+    last = sol.hs[-1, :, 0].detach()
+    expected = torch.sin(3.0 * stop) - last
+    assert torch.allclose(by_stop, expected, rtol=1e-6)
+    # Starting later is starting elsewhere: minus the slope at the start, carried over by exp(-(t1 - t0)).
+    expected = -torch.exp(start - stop) * (torch.sin(3.0 * start) - 0.3)
+    assert torch.allclose(by_start, expected, rtol=1e-6)

@@ -260,3 +260,24 @@ def test_a_gradient_that_appears_late_is_not_lost():
         (by_w,) = torch.autograd.grad(sol.hs.sum(), w)
         # h(3) = exp(-2) exp(-w): the step across t = 2 is resolved by the error control.
         assert by_w.item() == pytest.approx(-math.exp(-2.5), rel=1e-5)
+
+
+@pytest.mark.parametrize("spacing", [0.1, 0.05, 0.025])
+def test_no_sliver_where_the_longest_step_is_the_spacing_of_the_knots(spacing):
+    knots = [k * spacing for k in range(41)]
+    control = ct.ZeroOrderHold(knots, torch.zeros(40, 1, dtype=torch.float64))
+    prob = ct.ODEProblem(
+        ct.Field(lambda t, h, u: u - h), torch.ones(1, 1).double(), (0.0, knots[-1]), control
+    )
+    alg = ct.Dopri5(first_step=spacing, max_step=spacing)
+    with torch.no_grad():
+        sol = ct.solve(prob, alg)
+    assert sol.stats.accepted == 40
+    assert sol.ts.tolist() == knots
+
+
+@pytest.mark.parametrize("name", ["first_step", "max_step"])
+def test_a_step_below_the_resolution_of_time_is_refused_by_name(name):
+    prob = ct.ODEProblem(ct.Field(lambda t, h, u: -h), torch.ones(1, 1).double(), (0.0, 1.0))
+    with pytest.raises(ValueError, match=rf"{name} is below what float64 can tell apart at these times"):
+        ct.solve(prob, ct.Dopri5(**{name: 1e-17}))

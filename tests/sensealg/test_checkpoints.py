@@ -92,3 +92,32 @@ def test_a_solve_leaves_nothing_behind(sensealg, backward):
         del sol, h0
     gc.collect()
     assert sum(reference() is not None for pair in gone for reference in pair) == 0
+
+
+@pytest.mark.parametrize("alg", [ct.Dopri5(), ct.Rosenbrock23()])
+def test_a_control_s_module_must_not_change_before_backward(alg):
+    class Wave(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.size = torch.nn.Parameter(torch.ones(1, dtype=torch.float64))
+
+        def forward(self, t):
+            return self.size * torch.sin(t)
+
+    wave = Wave()
+    h0 = torch.ones(2, 1, dtype=torch.float64)
+    prob = ct.ODEProblem(ct.Field(lambda t, h, u: u - h), h0, (0.0, 1.0), ct.FunctionControl(wave))
+    sol = ct.solve(prob, alg)
+    with torch.no_grad():
+        wave.size.add_(1.0)
+    with pytest.raises(RuntimeError, match="the control's size was changed since the solve"):
+        sol.hs[-1].sum().backward()
+
+
+def test_another_error_that_speaks_of_vmap_stays_itself():
+    def fails(t, h, u):
+        raise RuntimeError("device lost in my vmapper")
+
+    prob = ct.ODEProblem(ct.Field(fails), torch.ones(1, 1), (0.0, 1.0))
+    with pytest.raises(RuntimeError, match="device lost in my vmapper"):
+        ct.solve(prob, ct.Dopri5())
