@@ -263,7 +263,7 @@ class AdaptiveLoop:
         return evaluated if slope is None else self._frame.choose(missing, evaluated, slope)
 
     def _resize(self, ratio: Floats, size: Floats, accepted: Booleans, lands: Booleans) -> None:
-        """The sizes to try next; ends the lanes whose step became too small."""
+        """The sizes to try next."""
         lanes = self._lanes
         with np.errstate(divide="ignore", invalid="ignore"):
             factor = _SAFETY * ratio ** (-1.0 / self._alg.error_order)
