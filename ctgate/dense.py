@@ -214,6 +214,11 @@ class Extension(Protocol):
     def span(self) -> tuple[Tensor, Tensor]:
         """Where it is known: two times, 0-dim or per sample ``(*batch)``."""
 
+    @property
+    def nodes(self) -> Tensor:
+        """The ends of the accepted steps, ``(node,)`` or ``(node, *batch)``, a sample with fewer repeating its
+        last one."""
+
     def __call__(self, t: Tensor) -> Tensor:
         """States ``(time, *batch, state)`` at times ``(time,)`` or ``(time, *batch)`` inside the span."""
 
@@ -238,6 +243,11 @@ class Dense:
     def span(self) -> tuple[Tensor, Tensor]:
         """The first and the last node."""
         return self.ts[0], self.ts[-1]
+
+    @property
+    def nodes(self) -> Tensor:
+        """All nodes."""
+        return self.ts
 
     def ends(self, which: Tensor) -> Ends:
         """The two ends of the steps numbered by ``which``."""

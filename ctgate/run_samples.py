@@ -116,6 +116,7 @@ class ScipyDense:
     """scipy's interpolants of every sample; ``batch`` is the batch shape, ``like`` has dtype and device."""
 
     runs: Sequence[scipy.SampleRun]
+    nodes: Tensor
     batch: torch.Size
     like: Tensor
 
@@ -184,7 +185,7 @@ def _run_scipy(
     ts = torch.stack([padded(run.ts) for run in runs], dim=1).reshape(longest, *batch).to(prob.h0.device)
     hs = torch.stack([padded(run.hs) for run in runs], dim=1).reshape(longest, *prob.h0.shape).to(prob.h0)
     joined = SampleRun(ts, hs, [run.code for run in runs], [run.detail for run in runs])
-    return joined, ScipyDense(runs, batch, prob.h0)
+    return joined, ScipyDense(runs, ts, batch, prob.h0)
 
 
 def _intervals_of(prob: ODEProblem) -> Callable[[int], list[tuple[float, float, Input]]]:

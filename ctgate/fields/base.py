@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from ctgate.fields.jacobian import Jacobian, pullback, unit_vectors
+from ctgate.kernels import AutogradLinearization, Linearization
 
 # One time, or a column with one time per sample.
 Time = float | Float[Tensor, ""] | Float[Tensor, "*#batch 1"]
@@ -41,6 +42,8 @@ class VectorField(nn.Module, abc.ABC):
         state_size: number of state variables; None when any number is accepted.
         autonomous: True when ``t`` is not used and ``h``, ``u`` may carry extra leading dimensions, so that a
             whole trajectory can be evaluated in one call.
+        broadcasts_time: True when ``t`` may be a tensor that broadcasts against states with extra leading
+            dimensions, so that a field that reads the time can be evaluated on a whole trajectory in one call.
         gate_names: the keys of :meth:`gates`.
 
     Source: THEORY.md 1 and 7; the reading of gates as inverse time constants follows C. Tallec and Y.
@@ -50,6 +53,7 @@ class VectorField(nn.Module, abc.ABC):
     input_size: int | None
     state_size: int | None
     autonomous: bool = True
+    broadcasts_time: bool = False
     gate_names: tuple[str, ...] = ()
 
     def __init__(self, *, input_size: int | None, state_size: int | None) -> None:
@@ -140,6 +144,19 @@ class VectorField(nn.Module, abc.ABC):
         _, pull = pullback(lambda v: self.forward(t, h, v), own)
         rows: Tensor = vmap(pull)(unit_vectors(h))
         return rows.movedim(0, -2)
+
+    def linearize(
+        self, t: Time, h: Float[Tensor, "*batch state"], u: Float[Tensor, "*#batch channel"] | None = None
+    ) -> Linearization:
+        """The products of this field's derivatives by state, input and parameters with vectors, at one state.
+
+        A field that does not state them is differentiated in reverse; no sample's result may then depend on
+        another sample's state.
+
+        Source: THEORY.md 3.
+        """
+        self.check_arguments(h, u)
+        return AutogradLinearization(self, t, h, u)
 
     def initial_state(self, batch_shape: Sequence[int] = ()) -> Float[Tensor, "*batch state"]:
         """Zeros of shape ``(*batch_shape, state)`` in the dtype and on the device of the parameters.

@@ -1,0 +1,182 @@
+r"""What a solution is judged by: terminal, running and sampled costs, with an optional readout."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ctgate.algorithms import Euler
+from ctgate.controls.times import FLOAT64_EPS, as_float64, rounding_of
+from ctgate.integrators.dynamics import beside
+from ctgate.solution import Solution
+
+State = Float[Tensor, "*batch state"]
+Times = Sequence[float] | Tensor
+# Exact for polynomials of degree 7: beyond the order of every continuous extension.
+_POINTS = 4
+
+
+class Slope(NamedTuple):
+    """One cost at one state: its value, its derivative by the state, and by the readout's parameters."""
+
+    value: Tensor
+    state: Tensor
+    readout: dict[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Loss:
+    r"""The functional
+
+    .. math:: L = \ell_T(h(T)) + \int \ell(t, h(t))\,dt + \sum_k \ell_k(h(t_k)) .
+
+    Each cost returns a number, or one per sample ``(*batch)``, of which the sum is taken: a sum over samples,
+    so that a mean is the caller's to take. Called with a solution the loss is a differentiable scalar. The
+    integral is taken by Gauss-Legendre quadrature with 4 points on each accepted step; for ``Euler`` it is
+    what Euler makes of it, the sum of dt times the cost at the start of each step.
+
+    Parameters:
+        terminal: l(h) at the end of tspan.
+        running: l(t, h), t a 0-dim float64 tensor, or a column ``(*batch, 1)`` where samples have their own.
+        at: (times, l(k, h)), the cost at ``times[k]``; times ``(time,)``, or ``(time, *batch)`` per sample.
+        readout: a module that reads the field's output (the hidden state of the last layer); costs then get
+            ``readout(output)`` in place of the state h, and its parameters receive gradients too.
+
+    Raises: TypeError for parts of the wrong kind, ValueError where there is none.
+
+    Source: THEORY.md 13.
+    """
+
+    terminal: Callable[[Tensor], Tensor] | None = None
+    running: Callable[[Tensor, Tensor], Tensor] | None = None
+    at: tuple[Times, Callable[[int, Tensor], Tensor]] | None = None
+    readout: nn.Module | None = None
+
+    def __post_init__(self) -> None:
+        for name, part in (("terminal", self.terminal), ("running", self.running)):
+            if part is not None and not callable(part):
+                raise TypeError(f"Loss({name}=...): {name} is {type(part).__name__}; it must be callable")
+        if self.at is not None and (
+            not isinstance(self.at, tuple) or len(self.at) != 2 or not callable(self.at[1])
+        ):
+            raise TypeError("Loss(at=...): at must be a pair (times, l) with l(k, h) callable")
+        if self.readout is not None and not isinstance(self.readout, nn.Module):
+            raise TypeError(
+                f"Loss(readout=...): readout is {type(self.readout).__name__}; it must be an nn.Module"
+            )
+        if self.terminal is None and self.running is None and self.at is None:
+            raise ValueError("Loss() has no cost; give at least one of terminal, running and at")
+
+    @property
+    def times(self) -> Tensor:
+        """The times of ``at``, float64, ``(time,)`` or ``(time, *batch)``; none without it."""
+        if self.at is None:
+            return torch.empty(0, dtype=torch.float64)
+        return as_float64(self.at[0], "Loss(at=...): times")[0]
+
+    def read(self, h: State, output: slice) -> Tensor:
+        """What a cost sees of the state: all of it, or what the readout makes of the output."""
+        if self.readout is None:
+            return h
+        seen: Tensor = self.readout(h[..., output])
+        return seen
+
+    def __call__(self, sol: Solution) -> Float[Tensor, ""]:
+        """The loss of a solution, differentiable as the solution is.
+
+        Raises: ValueError if the solve failed; RuntimeError where a state is needed that a solution with
+        ``dense=False`` did not keep.
+        """
+        if not sol.retcode.good:
+            raise ValueError(f"Loss(sol): the solve ended with {sol.retcode.name}: {sol.message}")
+        total = sol.hs.new_zeros(())
+        if self.terminal is not None:
+            total = total + self.terminal(self.read(final_state(sol), sol.output_slice)).sum()
+        if self.at is not None:
+            for k, h in enumerate(states_at(sol, self.times)):
+                total = total + self.at[1](k, self.read(h, sol.output_slice)).sum()
+        if self.running is not None:
+            for t, h, weight in quadrature(sol):
+                cost = self.running(t, self.read(h, sol.output_slice))
+                total = total + (weight.to(cost.dtype) * cost).sum()
+        return total
+
+    def slope(self, cost: Callable[[Tensor], Tensor], h: State, output: slice) -> Slope:
+        """A cost, a function of what :meth:`read` gives, with its derivatives at one state per sample."""
+        named = {} if self.readout is None else dict(self.readout.named_parameters())
+        wanted = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
+        with torch.enable_grad():
+            at = h.detach().requires_grad_()
+            value = cost(self.read(at, output)).sum()
+            if not value.requires_grad:
+                zeros = {name: torch.zeros_like(parameter) for name, parameter in wanted.items()}
+                return Slope(value.detach(), torch.zeros_like(h), zeros)
+            state, *others = torch.autograd.grad(value, [at, *wanted.values()], materialize_grads=True)
+        return Slope(value.detach(), state, dict(zip(wanted, others, strict=True)))
+
+    def terminal_slope(self, h: State, output: slice) -> Slope:
+        """The terminal cost with its derivatives."""
+        assert self.terminal is not None
+        return self.slope(self.terminal, h, output)
+
+    def slope_at(self, k: int, h: State, output: slice) -> Slope:
+        """The k-th cost of ``at`` with its derivatives."""
+        assert self.at is not None
+        cost = self.at[1]
+        return self.slope(lambda seen: cost(k, seen), h, output)
+
+    def running_slope(self, t: Tensor, h: State, output: slice) -> Slope:
+        """The running cost per unit of time with its derivatives; t as :attr:`running` gets it."""
+        assert self.running is not None
+        cost = self.running
+        return self.slope(lambda seen: cost(t, seen), h, output)
+
+
+def final_state(sol: Solution) -> Tensor:
+    """h at the end of tspan, ``(*batch, state)``."""
+    assert sol.prob is not None
+    stop = sol.prob.sample_spans()[1]
+    last = sol.ts[-1].detach()
+    here = last if last.ndim else last.expand(stop.shape)
+    if bool(((here - stop).abs() <= rounding_of(stop.detach(), FLOAT64_EPS)).all()):
+        return sol.hs[-1]
+    if sol.prob.per_sample:
+        return sol(stop[None])[0]
+    return sol(sol.prob.span[1])
+
+
+def states_at(sol: Solution, times: Tensor) -> Sequence[Tensor]:
+    """States at times ``(time,)`` or ``(time, *batch)``: saved ones where all are saved, else interpolated."""
+    if times.ndim == 1 and sol.ts.ndim == 1:
+        nodes, wanted = sol.ts.detach().cpu().numpy(), times.detach().cpu().numpy()
+        near = np.abs(nodes[None, :] - wanted[:, None]) <= rounding_of(np.abs(wanted), FLOAT64_EPS)[:, None]
+        if near.any(1).all():
+            return [sol.hs[int(k)] for k in near.argmax(1)]
+    return sol(times).unbind(0)
+
+
+def quadrature(sol: Solution) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Times, states and weights of the integral over a solution's span, one triple per point in time.
+
+    Times as a running cost gets them; the weights are 0-dim, or ``(*batch)`` where samples have their own.
+    """
+    if isinstance(sol.dense, str):
+        raise RuntimeError(f"Loss(running=...): {sol.dense}")
+    nodes = sol.dense.nodes
+    start, size = nodes[:-1], nodes.diff(dim=0)
+    if isinstance(sol.alg, Euler):
+        times, weights, states = start, size, sol(start)
+    else:
+        place, weight = np.polynomial.legendre.leggauss(_POINTS)
+        theta = torch.from_numpy(0.5 * (place + 1.0)).to(nodes.device)
+        share = torch.from_numpy(0.5 * weight).to(nodes.device)
+        shape = (1, -1, *(1,) * (nodes.ndim - 1))
+        times = (start.unsqueeze(1) + theta.reshape(shape) * size.unsqueeze(1)).flatten(0, 1)
+        weights = (share.reshape(shape) * size.unsqueeze(1)).flatten(0, 1)
+        states = sol(times)
+    for t, h, weight in zip(times.unbind(0), states.unbind(0), weights.unbind(0), strict=True):
+        yield torch.as_tensor(beside(t)), h, weight
