@@ -194,6 +194,13 @@ def _evaluate(prob: ODEProblem, method: str, ts: Tensor, hs: Tensor, side: str) 
             us = prob.control(ts, side)
             us = us.reshape(len(ts), *(1,) * (hs.ndim - us.ndim), *us.shape[1:])
         return prob.call(method, 0.0, hs, us)  # type: ignore[no-any-return]
+    if prob.field.broadcasts_time:
+        us = None
+        if prob.control is not None:
+            us = prob.control(ts, side)
+            us = us.reshape(len(ts), *(1,) * (hs.ndim - us.ndim), *us.shape[1:])
+        column = ts.reshape(*ts.shape, *(1,) * (hs.ndim - ts.ndim))
+        return prob.call(method, column, hs, us)  # type: ignore[no-any-return]
     inputs: Iterable[Tensor | None] = repeat(None)
     if prob.control is not None:
         inputs = prob.control(ts, side).unbind(0)
@@ -216,7 +223,7 @@ class Extension(Protocol):
 
     @property
     def nodes(self) -> Tensor:
-        """The ends of the accepted steps, ``(node,)`` or ``(node, *batch)``, a sample with fewer repeating its
+        """The ends of the accepted steps, ``(node,)`` or ``(node, *batch)``; a sample with fewer repeats its
         last one."""
 
     def __call__(self, t: Tensor) -> Tensor:
@@ -252,6 +259,25 @@ class Dense:
     def ends(self, which: Tensor) -> Ends:
         """The two ends of the steps numbered by ``which``."""
         return Ends(*(take_nodes(nodes, which + k) for nodes in (self.ts, self.hs) for k in (0, 1)))
+
+    @classmethod
+    def stored(cls, ts: Tensor, hs: Tensor, slopes: Slopes) -> "Dense":
+        """An extension whose slopes, of every step, are known."""
+
+        def taken(ends: Ends, which: Tensor) -> Slopes:
+            bubbles = take_nodes(slopes.bubbles.movedim(0, -1), which).movedim(-1, 0)
+            return Slopes(take_nodes(slopes.left, which), take_nodes(slopes.right, which), bubbles)
+
+        return cls(ts, hs, taken)
+
+    @torch.no_grad()
+    def frozen(self) -> "Dense":
+        """The same function of time, as numbers: every slope evaluated once, without a graph."""
+        ts, hs = self.ts.detach(), self.hs.detach()
+        if len(ts) == 1:
+            return Dense(ts, hs, self.slopes)
+        slopes = Dense(ts, hs, self.slopes).all_slopes()
+        return Dense.stored(ts, hs, Slopes(*(part.detach() for part in slopes)))
 
     def all_slopes(self) -> Slopes:
         """The slopes of every step, to be stored in a file."""

@@ -1,6 +1,8 @@
-"""What every test shares: one thread per worker, and subprocesses that import the tree under test."""
+"""What every test shares: one thread per worker, subprocesses that import the tree under test, and a Ctrl-C
+that raises."""
 
 import os
+import signal
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -11,3 +13,6 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 os.environ.setdefault("MPLBACKEND", "agg")
+
+# A shell starts its background jobs with the signal ignored, and the tests that send it would wait in vain.
+signal.signal(signal.SIGINT, signal.default_int_handler)

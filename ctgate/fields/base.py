@@ -43,7 +43,7 @@ class VectorField(nn.Module, abc.ABC):
         autonomous: True when ``t`` is not used and ``h``, ``u`` may carry extra leading dimensions, so that a
             whole trajectory can be evaluated in one call.
         broadcasts_time: True when ``t`` may be a tensor that broadcasts against states with extra leading
-            dimensions, so that a field that reads the time can be evaluated on a whole trajectory in one call.
+            dimensions: a field that reads the time, evaluated on a whole trajectory in one call.
         gate_names: the keys of :meth:`gates`.
 
     Source: THEORY.md 1 and 7; the reading of gates as inverse time constants follows C. Tallec and Y.

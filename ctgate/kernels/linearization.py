@@ -18,8 +18,9 @@ class Linearization(abc.ABC):
     .. math:: A = \frac{\partial f}{\partial h}, \qquad B = \frac{\partial f}{\partial \theta}, \qquad
               C = \frac{\partial f}{\partial u} .
 
-    No matrix is formed. A vector may carry further dimensions in front of the batch, ``(*lead, *batch, ...)``:
-    many directions at once. The parameters are those in force when it was made, by the field's names.
+    No matrix is formed. A vector may carry further dimensions in front of the batch,
+    ``(*lead, *batch, ...)``: many directions at once. The parameters are those in force when it was made, by
+    the field's names.
 
     Attributes: ``h``, the state ``(*batch, state)``.
 
@@ -66,7 +67,7 @@ class AutogradLinearization(Linearization):
         self._field = field
         self._t = t
         self._u = None if u is None else u.expand(*h.shape[:-1], u.shape[-1])
-        self._parameters = dict(field.named_parameters())
+        self._parameters: Blocks = dict(field.named_parameters())
 
     def _of(self, t: float | Tensor, h: Tensor, u: Tensor | None, parameters: Blocks) -> Tensor:
         value: Tensor = functional_call(self._field, parameters, (t, h, u))
@@ -132,7 +133,7 @@ class AutogradLinearization(Linearization):
 
         parts = [samples_first(x) for x in (t, self.h, self._u, a)]
         in_dims = tuple(0 if isinstance(x, Tensor) and x.ndim > 0 else None for x in parts)
-        rows: Blocks = vmap(self._pull_parameters, in_dims=in_dims)(*parts)
+        rows: Blocks = vmap(self._pull_parameters, in_dims=in_dims)(*parts)  # type: ignore[arg-type]
         return {name: row.reshape(*batch[split:], *row.shape[1:]) for name, row in rows.items()}
 
     def _pull_parameters(self, t: float | Tensor, h: Tensor, u: Tensor | None, a: Tensor) -> Blocks:

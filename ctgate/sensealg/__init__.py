@@ -1,5 +1,21 @@
 """How ``solve`` is differentiated."""
 
-from ctgate.sensealg.records import BacksolveAdjoint, DiscreteAdjoint, SensitivityAlgorithm
+from ctgate.sensealg.records import (
+    BacksolveAdjoint,
+    ContinuousAdjoint,
+    DiscreteAdjoint,
+    ForwardSensitivity,
+    GaussAdjoint,
+    InterpolatingAdjoint,
+    SensitivityAlgorithm,
+)
 
-__all__ = ["BacksolveAdjoint", "DiscreteAdjoint", "SensitivityAlgorithm"]
+__all__ = [
+    "BacksolveAdjoint",
+    "ContinuousAdjoint",
+    "DiscreteAdjoint",
+    "ForwardSensitivity",
+    "GaussAdjoint",
+    "InterpolatingAdjoint",
+    "SensitivityAlgorithm",
+]

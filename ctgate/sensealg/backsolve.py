@@ -81,7 +81,7 @@ def run_backsolve(
     prob = dynamics.prob
     parameters = _distinct(prob.named_parameters().values())
     first = _distinct([*parameters, *cuts[0].u.coefficients])
-    refuse_captured(prob, cuts[0], first, "BacksolveAdjoint")
+    refuse_captured(prob, cuts[0].start, cuts[0].u(cuts[0].start), first, "BacksolveAdjoint")
     refuse_nested(first, "BacksolveAdjoint")
     limit = float("inf") if recorder.max_steps is None else recorder.max_steps
     progress = Progress(lambda step: recorder.observe(float(step.start), float(step.stop), step.right), limit)

@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 
 from ctgate.fields import Field
-from ctgate.integrators.grid import Interval
 from ctgate.problem import ODEProblem
 
 
-def refuse_captured(prob: ODEProblem, cut: Interval, known: Iterable[Tensor], who: str) -> None:
-    """Evaluate the field once with a graph and raise if a tensor outside ``known`` requires grad.
+def refuse_captured(
+    prob: ODEProblem, t: float | Tensor, u: Tensor | None, known: Iterable[Tensor], who: str
+) -> None:
+    """Evaluate the field once, at time t and input u, with a graph and raise if a tensor outside ``known`` requires grad.
 
     A pass that integrates an adjoint by hand returns gradients only for tensors that it was given; another
     one would come back as None, or wrong, without a word. Two things it cannot see: a branch that is not
@@ -22,7 +23,7 @@ def refuse_captured(prob: ODEProblem, cut: Interval, known: Iterable[Tensor], wh
     """
     with torch.enable_grad():
         h = prob.h0.detach().requires_grad_()
-        value = prob.call("forward", cut.start, h, cut.u(cut.start))
+        value = prob.call("forward", t, h, u)
     tensors = [*known, h]
     leaves = {id(tensor) for tensor in tensors}
     inner = {tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None}

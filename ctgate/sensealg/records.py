@@ -3,6 +3,15 @@
 from dataclasses import dataclass
 
 
+def _check_checkpoints(owner: str, checkpoints: object) -> None:
+    if checkpoints is not None and (
+        isinstance(checkpoints, bool) or not isinstance(checkpoints, int) or checkpoints < 1
+    ):
+        raise ValueError(
+            f"{owner}(checkpoints=...): checkpoints is {checkpoints!r}; it must be None or a positive integer"
+        )
+
+
 @dataclass(frozen=True)
 class DiscreteAdjoint:
     """Differentiate the accepted steps: the exact gradient of the numerical solution. The default.
@@ -28,15 +37,65 @@ class DiscreteAdjoint:
     checkpoints: int | None = None
 
     def __post_init__(self) -> None:
-        if self.checkpoints is not None and (
-            isinstance(self.checkpoints, bool)
-            or not isinstance(self.checkpoints, int)
-            or self.checkpoints < 1
-        ):
-            raise ValueError(
-                f"DiscreteAdjoint(checkpoints=...): checkpoints is {self.checkpoints!r}; "
-                "it must be None or a positive integer"
-            )
+        _check_checkpoints("DiscreteAdjoint", self.checkpoints)
+
+
+@dataclass(frozen=True)
+class InterpolatingAdjoint:
+    r"""Solve the adjoint equation backwards along the forward solution's continuous extension, together with
+    the integral of the gradient,
+
+    .. math:: \frac{da}{ds} = A^\top a, \qquad \frac{dq}{ds} = B^\top a, \qquad s = -t,
+
+    with the algorithm and the tolerances of the forward solve, both a and q under error control. The state is
+    never integrated backwards, so no rate is amplified.
+
+    Every sample carries an integral of its own, as large as the parameters: for small systems. For networks
+    take :class:`GaussAdjoint`.
+
+    Parameters: ``checkpoints``, the number of pieces that the forward solution is kept in. With None all of
+    its steps are kept. With a number, and with ``saveat`` and ``dense=False``, only the states at that many
+    equally spaced times are, whatever ``saveat`` is, and each piece is solved again when the backward pass
+    comes to it.
+
+    Applicability: gradients by parameters, initial state and the control's values; times that require grad
+    are refused, as are tensors that the field captures. ``atol`` of the backward solve counts in units of the
+    largest derivative of the loss by a state. No second derivatives. Reference: THEORY.md 13.
+    """
+
+    checkpoints: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_checkpoints("InterpolatingAdjoint", self.checkpoints)
+
+
+@dataclass(frozen=True)
+class GaussAdjoint:
+    r"""Solve the adjoint equation backwards, for a(t) alone, and take the gradient's integral
+
+    .. math:: \frac{dL}{d\theta} = \int B(t)^\top a(t)\,dt
+
+    by Gauss-Legendre quadrature on each accepted step of it: parameters have no part in the step control,
+    and all points are evaluated at once. The state is never integrated backwards, so no rate is amplified.
+
+    Parameters, applicability: as :class:`InterpolatingAdjoint`. Reference: THEORY.md 13.
+    """
+
+    checkpoints: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_checkpoints("GaussAdjoint", self.checkpoints)
+
+
+@dataclass(frozen=True)
+class ForwardSensitivity:
+    r"""Carry the derivative of the state by every parameter along, :math:`dS/dt = A S + B`, as one system
+    with the state, under the solve's error control; the backward pass is then a product.
+
+    Cost and memory grow with the number of parameters (and of initial states that require grad): for small
+    systems. Gradients by the control's values and by times are refused. Without ``saveat`` every step's
+    sensitivities are kept. No second derivatives. Reference: THEORY.md 17.
+    """
 
 
 @dataclass(frozen=True)
@@ -55,4 +114,5 @@ class BacksolveAdjoint:
     """
 
 
-SensitivityAlgorithm = DiscreteAdjoint | BacksolveAdjoint
+ContinuousAdjoint = InterpolatingAdjoint | GaussAdjoint
+SensitivityAlgorithm = DiscreteAdjoint | ContinuousAdjoint | ForwardSensitivity | BacksolveAdjoint

@@ -150,7 +150,7 @@ def final_state(sol: Solution) -> Tensor:
 
 
 def states_at(sol: Solution, times: Tensor) -> Sequence[Tensor]:
-    """States at times ``(time,)`` or ``(time, *batch)``: saved ones where all are saved, else interpolated."""
+    """States at times ``(time,)`` or ``(time, *batch)``: the saved ones if all are, else interpolated."""
     if times.ndim == 1 and sol.ts.ndim == 1:
         nodes, wanted = sol.ts.detach().cpu().numpy(), times.detach().cpu().numpy()
         near = np.abs(nodes[None, :] - wanted[:, None]) <= rounding_of(np.abs(wanted), FLOAT64_EPS)[:, None]
@@ -173,10 +173,10 @@ def quadrature(sol: Solution) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     else:
         place, weight = np.polynomial.legendre.leggauss(_POINTS)
         theta = torch.from_numpy(0.5 * (place + 1.0)).to(nodes.device)
-        share = torch.from_numpy(0.5 * weight).to(nodes.device)
+        portion = torch.from_numpy(0.5 * weight).to(nodes.device)
         shape = (1, -1, *(1,) * (nodes.ndim - 1))
         times = (start.unsqueeze(1) + theta.reshape(shape) * size.unsqueeze(1)).flatten(0, 1)
-        weights = (share.reshape(shape) * size.unsqueeze(1)).flatten(0, 1)
+        weights = (portion.reshape(shape) * size.unsqueeze(1)).flatten(0, 1)
         states = sol(times)
     for t, h, weight in zip(times.unbind(0), states.unbind(0), weights.unbind(0), strict=True):
         yield torch.as_tensor(beside(t)), h, weight

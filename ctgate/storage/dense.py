@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
-from torch import Tensor
 
 from ctgate.algorithms import Algorithm
-from ctgate.dense import Dense, Ends, Extension, Slopes, take_nodes
+from ctgate.dense import Dense, Extension, Slopes
 from ctgate.integrators import scipy
 from ctgate.run_samples import ScipyDense
 from ctgate.storage.dataset import array, batch_dims, tensor
@@ -52,15 +51,7 @@ def stored_dense(nodes: xr.Dataset) -> Dense:
     parts = {str(name): tensor(nodes[name]) for name in nodes.data_vars}
     ts, hs = parts.pop("node_time"), parts.pop("node_state")
     # One node has no steps.
-    return _dense(ts, hs, Slopes(**parts) if parts else Slopes(hs[:0], hs[:0], hs[None, :0]))
-
-
-def _dense(ts: Tensor, hs: Tensor, slopes: Slopes) -> Dense:
-    def taken(ends: Ends, which: Tensor) -> Slopes:
-        bubbles = take_nodes(slopes.bubbles.movedim(0, -1), which).movedim(-1, 0)
-        return Slopes(take_nodes(slopes.left, which), take_nodes(slopes.right, which), bubbles)
-
-    return Dense(ts, hs, taken)
+    return Dense.stored(ts, hs, Slopes(**parts) if parts else Slopes(hs[:0], hs[:0], hs[None, :0]))
 
 
 def _hermite(dense: ScipyDense, degree: int) -> Dense:
@@ -81,7 +72,7 @@ def _hermite(dense: ScipyDense, degree: int) -> Dense:
         torch.from_numpy(part).to(like).reshape(steps, *batch, size)
         for part in np.moveaxis(np.stack(inner, axis=1), 2, 0)
     )
-    return _dense(
+    return Dense.stored(
         torch.from_numpy(np.stack(ts, axis=1)).to(like.device).reshape(steps + 1, *batch),
         torch.from_numpy(np.stack(hs, axis=1)).to(like).reshape(steps + 1, *batch, size),
         Slopes(left, right, torch.stack(bubbles) if bubbles else left.new_empty(0, *left.shape)),
