@@ -67,6 +67,24 @@ def split(sol: Solution, probs: Sequence[ODEProblem], saves: int) -> list[Soluti
     return [_part(sol, number, prob, saves) for number, prob in enumerate(probs)]
 
 
+def own_parameters(prob: ODEProblem, names: Sequence[str]) -> tuple[ODEProblem, dict[str, Tensor]]:
+    """The same problem with a copy of the named parameters for every sample, and the copies by name,
+    ``(sample, *shape)``, leaves of a new graph: what reaches them are the gradients of single samples.
+
+    For states ``(sample, state)``.
+    """
+    count = len(prob.h0)
+    copies = {
+        name: tensor.detach().expand(count, *tensor.shape).requires_grad_()
+        for name, tensor in prob.named_parameters().items()
+        if name in names
+    }
+    tensors = {**{name: tensor.detach() for name, tensor in _tensors(prob).items()}, **copies}
+    field = StackedField(prob.field, tensors, set(copies), 0)
+    parameters = dict(zip(field._keys(), tensors.values(), strict=True))
+    return ODEProblem(field, prob.h0.detach(), prob.tspan, prob.control, parameters), copies
+
+
 class StackedField(VectorField):
     r"""n fields of one class side by side, :math:`dh_k/dt = f(t, h_k, u_k; \theta_k)`, for states
     ``(..., n, *batch, state)`` of which ``inner`` dimensions are the batch of one field.

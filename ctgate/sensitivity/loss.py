@@ -152,10 +152,10 @@ def final_state(sol: Solution) -> Tensor:
 def states_at(sol: Solution, times: Tensor) -> Sequence[Tensor]:
     """States at times ``(time,)`` or ``(time, *batch)``: the saved ones if all are, else interpolated."""
     if times.ndim == 1 and sol.ts.ndim == 1:
-        nodes, wanted = sol.ts.detach().cpu().numpy(), times.detach().cpu().numpy()
-        near = np.abs(nodes[None, :] - wanted[:, None]) <= rounding_of(np.abs(wanted), FLOAT64_EPS)[:, None]
-        if near.any(1).all():
-            return [sol.hs[int(k)] for k in near.argmax(1)]
+        nodes, wanted = sol.ts.detach().cpu(), times.detach().cpu().unsqueeze(1)
+        near = (nodes - wanted).abs() <= rounding_of(wanted, FLOAT64_EPS)
+        if bool(near.any(1).all()):
+            return [sol.hs[k] for k in near.to(torch.uint8).argmax(1).tolist()]
     return sol(times).unbind(0)
 
 
@@ -171,9 +171,9 @@ def quadrature(sol: Solution) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     if isinstance(sol.alg, Euler):
         times, weights, states = start, size, sol(start)
     else:
-        place, weight = np.polynomial.legendre.leggauss(_POINTS)
+        place, share = np.polynomial.legendre.leggauss(_POINTS)
         theta = torch.from_numpy(0.5 * (place + 1.0)).to(nodes.device)
-        portion = torch.from_numpy(0.5 * weight).to(nodes.device)
+        portion = torch.from_numpy(0.5 * share).to(nodes.device)
         shape = (1, -1, *(1,) * (nodes.ndim - 1))
         times = (start.unsqueeze(1) + theta.reshape(shape) * size.unsqueeze(1)).flatten(0, 1)
         weights = (portion.reshape(shape) * size.unsqueeze(1)).flatten(0, 1)
