@@ -2,6 +2,7 @@ r"""What a vector field has to say: the rate at which a state forgets, and what 
 
 import abc
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -14,6 +15,10 @@ from ctgate.kernels import AutogradLinearization, Linearization
 # One time, or a column with one time per sample.
 Time = float | Float[Tensor, ""] | Float[Tensor, "*#batch 1"]
 Gates = dict[str, Float[Tensor, "*batch _"]]
+
+# What dh/dt is made of, here and in the cells, and what a class may state about its derivatives.
+_EQUATION = ("rate_drive", "forward", "tau", "tau_z", "tau_r", "candidate", "project_input")
+_DERIVATIVES = ("jacobian", "input_jacobian", "linearize")
 
 
 def broadcasts_to(shape: Sequence[int], target: Sequence[int]) -> bool:
@@ -35,7 +40,9 @@ class VectorField(nn.Module, abc.ABC):
 
     A subclass defines :meth:`rate_drive`, without in-place operations and without branches on values, so
     that ``torch.func`` and ``torch.compile`` work on it. The tensors it uses belong among its parameters and
-    buffers.
+    buffers. A class that changes ``rate_drive``, or what it is made of, does not inherit the analytic
+    derivatives of its parent: unless it states its own, :meth:`jacobian`, :meth:`input_jacobian` and
+    :meth:`linearize` are automatic.
 
     Attributes:
         input_size: number of input channels; None when any number is accepted.
@@ -55,6 +62,14 @@ class VectorField(nn.Module, abc.ABC):
     autonomous: bool = True
     broadcasts_time: bool = False
     gate_names: tuple[str, ...] = ()
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        level = {name: k for k in reversed(range(len(cls.__mro__))) for name in vars(cls.__mro__[k])}
+        changed = min(level[name] for name in _EQUATION if name in level)
+        for name in _DERIVATIVES:
+            if level[name] > changed and getattr(cls, name) is not getattr(VectorField, name):
+                setattr(cls, name, getattr(VectorField, name))
 
     def __init__(self, *, input_size: int | None, state_size: int | None) -> None:
         super().__init__()

@@ -2,13 +2,22 @@
 
 import abc
 import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ctgate.fields.base import VectorField
+from ctgate.fields.base import Time, VectorField
 from ctgate.fields.jacobian import scale_rows
+from ctgate.kernels import BlockLinearization, Edge, Linearization, Normalise, Own, Product
+
+
+def _normalisation(layernorm: nn.LayerNorm, pre: Tensor) -> tuple[Tensor, Tensor]:
+    """The layer's weight over the deviation of ``pre``, and ``pre`` normalised."""
+    centred = pre - pre.mean(-1, keepdim=True)
+    deviation = (centred.square().mean(-1, keepdim=True) + layernorm.eps).sqrt()
+    return layernorm.weight / deviation, centred / deviation
 
 
 def positive_time(
@@ -154,11 +163,44 @@ class Cell(VectorField, abc.ABC):
         """
         if self.layernorm is None:
             return matrix
-        centred = pre - pre.mean(-1, keepdim=True)
-        deviation = (centred.square().mean(-1, keepdim=True) + self.layernorm.eps).sqrt()
-        unit = (centred / deviation).unsqueeze(-1)
+        gain, normalised = _normalisation(self.layernorm, pre)
+        unit = normalised.unsqueeze(-1)
         along = matrix - matrix.mean(-2, keepdim=True) - unit * (unit * matrix).mean(-2, keepdim=True)
-        return scale_rows(self.layernorm.weight / deviation, along)
+        return scale_rows(gain, along)
+
+    def candidate_edges(self, name: str, pre: Tensor) -> tuple[str, list[Edge]]:
+        """What :meth:`candidate` makes of the block ``name``, whose value is ``pre``: a block, and the edges
+        to it."""
+        if self.layernorm is None:
+            return name, []
+        gain, unit = _normalisation(self.layernorm, pre)
+        target = f"{name} normalised"
+        return target, [
+            Normalise(name, target, gain, unit),
+            Own("layernorm.weight", target, unit),
+            Own("layernorm.bias", target, unit.new_ones(())),
+        ]
+
+    def input_edge(self, u: Tensor | None, rows: Mapping[str, int], bias: str = "bias") -> Product:
+        """What :meth:`project_input` adds to blocks, by the number of their rows in ``weight_ih``."""
+        seen = self.weight_ih.new_zeros(0) if u is None else u
+        return Product("weight_ih", "u", rows, self.weight_ih, seen, self.present(bias))
+
+    def present(self, name: str) -> str | None:
+        """The parameter's name, None when it is left out."""
+        return None if self._parameters[name] is None else name
+
+    def products(
+        self, t: Time, h: Tensor, u: Tensor | None, slope: Tensor, edges: Sequence[Edge]
+    ) -> Linearization:
+        """The products with the derivatives that ``edges`` state around ``slope`` = dh/dt.
+
+        They are automatic where the field's parameters are not those that the edges know: one that a
+        parametrization computes from others, or one of a nonlinearity's own.
+        """
+        parameters = dict(self.named_parameters())
+        stated = BlockLinearization(h, slope, tuple(self.components), edges, parameters)
+        return stated if stated.known == parameters.keys() else VectorField.linearize(self, t, h, u)
 
     def extra_repr(self) -> str:
         """Sizes and time unit, for ``print(field)``."""

@@ -11,6 +11,7 @@ from torch.nn import functional
 from ctgate.fields.base import Gates, Time
 from ctgate.fields.cell import Cell
 from ctgate.fields.jacobian import Jacobian, scale_rows
+from ctgate.kernels import Linearization, Own, Product, Scale, Spread
 
 
 class OneGate(Cell, abc.ABC):
@@ -86,6 +87,29 @@ class OneGate(Cell, abc.ABC):
     ) -> Float[Tensor, "*batch state channel"]:
         """The candidate's answer to the input and the gate's."""
         return self._coupling(h, u, self.weight_ih)[1]
+
+    def linearize(
+        self, t: Time, h: Float[Tensor, "*batch state"], u: Float[Tensor, "*#batch channel"] | None = None
+    ) -> Linearization:
+        """Leak, candidate and gate as products with vectors."""
+        opening, pre = self._evaluate(h, u)
+        rate = torch.sigmoid(opening) / self.tau
+        target = torch.tanh(self.candidate(pre))
+        slope = rate * (target - h)
+        rows = {"gate": opening.shape[-1], "pre": self.hidden_size}
+        argument, normalise = self.candidate_edges("pre", pre)
+        gate = Scale if self.gate_per_unit else Spread
+        edges = [
+            Product("weight_hh", "hidden", rows, self.weight_hh, h, None),
+            self.input_edge(u, rows),
+            *normalise,
+            Scale(argument, "hidden'", rate * (1.0 - target.square())),
+            gate("gate", "hidden'", slope * torch.sigmoid(-opening)),
+            Scale("hidden", "hidden'", -rate),
+        ]
+        if self.log_tau is not None:
+            edges.append(Own("log_tau", "hidden'", -slope))
+        return self.products(t, h, u, slope, edges)
 
     def gates(
         self, t: Time, h: Float[Tensor, "*batch state"], u: Float[Tensor, "*#batch channel"] | None = None

@@ -9,6 +9,7 @@ from ctgate.fields.base import Gates, Time
 from ctgate.fields.interop import TorchCell, layers_from_torch
 from ctgate.fields.jacobian import Jacobian, scale_columns, scale_rows
 from ctgate.fields.stack import Stack
+from ctgate.kernels import Edge, Linearization, Own, Product, Scale
 
 
 class GRU(TorchCell):
@@ -161,6 +162,45 @@ class GRU(TorchCell):
     ) -> Float[Tensor, "*batch state channel"]:
         """The answer of candidate, reset gate and update gate to the input."""
         return self._coupling(h, u, wrt_input=True)[1]
+
+    def linearize(
+        self, t: Time, h: Float[Tensor, "*batch state"], u: Float[Tensor, "*#batch channel"] | None = None
+    ) -> Linearization:
+        """Leak, candidate, reset gate and update gate as products with vectors."""
+        reset, update, pre, gated = self._evaluate(h, u)
+        r, rate = torch.sigmoid(reset), torch.sigmoid(-update) / self.tau
+        target = torch.tanh(self.candidate(pre))
+        slope = rate * (target - h)
+        argument, normalise = self.candidate_edges("n", pre)
+        edges: list[Edge] = [
+            self.input_edge(u, dict.fromkeys("rzn", self.hidden_size), "bias_ih"),
+            *self._own_edges(h, r, gated * r * torch.sigmoid(-reset)),
+            *normalise,
+            Scale(argument, "hidden'", rate * (1.0 - target.square())),
+            Scale("z", "hidden'", -slope * torch.sigmoid(update)),
+            Scale("hidden", "hidden'", -rate),
+        ]
+        if self.log_tau is not None:
+            edges.append(Own("log_tau", "hidden'", -slope))
+        return self.products(t, h, u, slope, edges)
+
+    def _own_edges(self, h: Tensor, r: Tensor, bend: Tensor) -> list[Edge]:
+        """From the state to the pre-activations r, z, n; ``bend`` is the derivative of what r multiplies."""
+        weight, bias, size = self.weight_hh, self.present("bias_hh"), self.hidden_size
+        if self.reset == "after":
+            rows = dict.fromkeys(("r", "z", "own n"), size)
+            return [
+                Product("weight_hh", "hidden", rows, weight, h, bias),
+                Scale("r", "n", bend),
+                Scale("own n", "n", r),
+            ]
+        gates, candidate = weight[: 2 * size], weight[2 * size :]
+        return [
+            Product("weight_hh", "hidden", {"r": size, "z": size}, gates, h, bias),
+            Scale("r", "seen", bend),
+            Scale("hidden", "seen", r),
+            Product("weight_hh", "seen", {"n": size}, candidate, r * h, bias),
+        ]
 
     def gates(
         self, t: Time, h: Float[Tensor, "*batch state"], u: Float[Tensor, "*#batch channel"] | None = None

@@ -11,6 +11,7 @@ from torch.nn import functional
 from ctgate.fields.base import Gates, Time
 from ctgate.fields.cell import Cell
 from ctgate.fields.jacobian import Jacobian, scale_rows
+from ctgate.kernels import Linearization, Own, Product, Scale
 
 
 class Leaky(Cell):
@@ -83,10 +84,17 @@ class Leaky(Cell):
         pre = self.project_input(u, self.bias) + functional.linear(h, self.weight_hh)
         return (self.alpha / self.tau).expand(h.shape), pre
 
-    def _coupling(self, rate: Tensor, pre: Tensor, weight: Tensor) -> Tensor:
+    def _target(self, pre: Tensor) -> tuple[Tensor, Tensor]:
+        """phi and its derivative."""
         argument = self.candidate(pre)
-        slope = jvp(self.phi, (argument,), (torch.ones_like(argument),))[1]
-        return scale_rows(rate * slope, self.candidate_jacobian(pre, weight))
+        if self.phi is torch.tanh:  # without the overhead of torch.func
+            target = torch.tanh(argument)
+            return target, 1.0 - target.square()
+        target, slope, *_ = jvp(self.phi, (argument,), (torch.ones_like(argument),))
+        return target, slope
+
+    def _coupling(self, rate: Tensor, pre: Tensor, weight: Tensor) -> Tensor:
+        return scale_rows(rate * self._target(pre)[1], self.candidate_jacobian(pre, weight))
 
     def rate_drive(
         self, t: Time, h: Float[Tensor, "*batch state"], u: Float[Tensor, "*#batch channel"] | None = None
@@ -108,6 +116,26 @@ class Leaky(Cell):
         """alpha / tau * phi' U."""
         rate, pre = self._rate_and_pre(h, u)
         return self._coupling(rate, pre, self.weight_ih)
+
+    def linearize(
+        self, t: Time, h: Float[Tensor, "*batch state"], u: Float[Tensor, "*#batch channel"] | None = None
+    ) -> Linearization:
+        """The leak and phi' W, phi' U as products with vectors."""
+        rate, pre = self._rate_and_pre(h, u)
+        target, bend = self._target(pre)
+        slope = rate * (target - h)
+        rows = {"pre": self.hidden_size}
+        argument, normalise = self.candidate_edges("pre", pre)
+        edges = [
+            Product("weight_hh", "hidden", rows, self.weight_hh, h, None),
+            self.input_edge(u, rows),
+            *normalise,
+            Scale(argument, "hidden'", rate * bend),
+            Scale("hidden", "hidden'", -rate),
+        ]
+        if self.log_tau is not None:
+            edges.append(Own("log_tau", "hidden'", -slope))
+        return self.products(t, h, u, slope, edges)
 
     def gates(
         self, t: Time, h: Float[Tensor, "*batch state"], u: Float[Tensor, "*#batch channel"] | None = None

@@ -8,6 +8,7 @@ from torch.nn import functional
 from ctgate.fields.base import Gates, Time
 from ctgate.fields.cell import Cell
 from ctgate.fields.jacobian import Jacobian, scale_rows
+from ctgate.kernels import Linearization, Own, Product, Scale
 
 
 class LTC(Cell):
@@ -97,6 +98,25 @@ class LTC(Cell):
     ) -> Float[Tensor, "*batch state channel"]:
         """(A - h) f (1 - f) U."""
         return self._coupling(h, self._evaluate(h, u), self.weight_ih)
+
+    def linearize(
+        self, t: Time, h: Float[Tensor, "*batch state"], u: Float[Tensor, "*#batch channel"] | None = None
+    ) -> Linearization:
+        """The leak and (A - h) f (1 - f) times W and U as products with vectors."""
+        pre = self._evaluate(h, u)
+        f, pace = torch.sigmoid(pre), self.tau.reciprocal()
+        pull = f * (self.reversal - h)
+        rows = {"pre": self.hidden_size}
+        edges = [
+            Product("weight_hh", "hidden", rows, self.weight_hh, h, None),
+            self.input_edge(u, rows),
+            Scale("pre", "hidden'", pull * torch.sigmoid(-pre)),
+            Scale("hidden", "hidden'", -(pace + f)),
+            Own("reversal", "hidden'", f),
+        ]
+        if self.log_tau is not None:
+            edges.append(Own("log_tau", "hidden'", pace * h))
+        return self.products(t, h, u, pull - pace * h, edges)
 
     def gates(
         self, t: Time, h: Float[Tensor, "*batch state"], u: Float[Tensor, "*#batch channel"] | None = None

@@ -9,6 +9,7 @@ from ctgate.fields.base import Gates, Time
 from ctgate.fields.interop import TorchCell, layers_from_torch
 from ctgate.fields.jacobian import Jacobian, scale_rows
 from ctgate.fields.stack import Stack
+from ctgate.kernels import Linearization, Own, Product, Scale
 
 
 class LSTM(TorchCell):
@@ -128,6 +129,38 @@ class LSTM(TorchCell):
     ) -> Float[Tensor, "*batch state channel"]:
         """The answer of c and of h to the input, through all four gates."""
         return torch.cat(self._coupling(h, u, self.weight_ih)[2:], -2)
+
+    def linearize(
+        self, t: Time, h: Float[Tensor, "*batch state"], u: Float[Tensor, "*#batch channel"] | None = None
+    ) -> Linearization:
+        """The four gates and the cell as products with vectors; what is written to c reaches h at once."""
+        i, f, g, o = self._evaluate(h, u)
+        cell, hidden = h.chunk(2, -1)
+        pace = self.tau.reciprocal()
+        into, keep, out = torch.sigmoid(i), torch.sigmoid(f), torch.sigmoid(o)
+        forget, new = torch.sigmoid(-f), torch.tanh(self.candidate(g))
+        ahead = torch.tanh(keep * cell + into * new)
+        shown, seen = out * ahead, pace * out * (1.0 - ahead.square())
+        slopes = pace * (into * new - forget * cell), pace * (shown - hidden)
+        rows = dict.fromkeys("ifgo", self.hidden_size)
+        argument, normalise = self.candidate_edges("g", g)
+        edges = [
+            Product("weight_hh", "hidden", rows, self.weight_hh, hidden, self.present("bias_hh")),
+            self.input_edge(u, rows, "bias_ih"),
+            *normalise,
+            Scale("i", "written", new * into * torch.sigmoid(-i)),
+            Scale("f", "written", cell * keep * forget),
+            Scale(argument, "written", into * (1.0 - new.square())),
+            Scale("written", "cell'", pace),
+            Scale("written", "hidden'", seen),
+            Scale("o", "hidden'", pace * shown * torch.sigmoid(-o)),
+            Scale("cell", "cell'", -pace * forget),
+            Scale("cell", "hidden'", seen * keep),
+            Scale("hidden", "hidden'", -pace),
+        ]
+        if self.log_tau is not None:
+            edges += [Own("log_tau", "cell'", -slopes[0]), Own("log_tau", "hidden'", -slopes[1])]
+        return self.products(t, h, u, torch.cat(slopes, -1), edges)
 
     def gates(
         self, t: Time, h: Float[Tensor, "*batch state"], u: Float[Tensor, "*#batch channel"] | None = None

@@ -8,6 +8,7 @@ from torch.nn import functional
 from ctgate.fields.base import Gates, Time
 from ctgate.fields.cell import Cell
 from ctgate.fields.jacobian import Jacobian, scale_columns, scale_rows
+from ctgate.kernels import Edge, Linearization, Own, Product, Scale
 
 
 class GatedRate(Cell):
@@ -166,6 +167,38 @@ class GatedRate(Cell):
         """Each component's rate times its block of ``weight_ih``."""
         rates, _ = self._rates_and_targets(h, u)
         return scale_rows(torch.cat(rates, -1), self.weight_ih)
+
+    def linearize(
+        self, t: Time, h: Float[Tensor, "*batch state"], u: Float[Tensor, "*#batch channel"] | None = None
+    ) -> Linearization:
+        """The blocks of THEORY.md 3 as products with vectors."""
+        rates, targets = self._rates_and_targets(h, u)
+        x, variables = self._variables(h)
+        firing, size = torch.tanh(x), self.hidden_size
+        parts = zip(rates, targets, h.chunk(len(rates), -1), strict=True)
+        slopes = [rate * (target - part) for rate, target, part in parts]
+        driven = [f"to {name}" for name in self.components]
+        edges: list[Edge] = [
+            self.input_edge(u, dict.fromkeys(driven, size)),
+            Scale("hidden", "firing", 1.0 - firing.square()),
+        ]
+        source, seen = "firing", firing
+        if "reset" in variables:
+            r, shut = torch.sigmoid(variables["reset"]), torch.sigmoid(-variables["reset"])
+            source, seen = "seen", firing * r
+            edges += [Scale("firing", source, r), Scale("reset", source, seen * shut)]
+        edges.append(Product("weight_hh", source, {driven[0]: size}, self.weight_hh[:size], seen, None))
+        if variables:
+            rest = dict.fromkeys(driven[1:], size)
+            edges.append(Product("weight_hh", "firing", rest, self.weight_hh[size:], firing, None))
+        if "update" in variables:
+            edges.append(Scale("update", "hidden'", slopes[0] * torch.sigmoid(-variables["update"])))
+        clocks = {"hidden": "log_tau", "update": "log_tau_z", "reset": "log_tau_r"}
+        for name, rate, slope in zip(self.components, rates, slopes, strict=True):
+            edges += [Scale(f"to {name}", f"{name}'", rate), Scale(name, f"{name}'", -rate)]
+            if self._parameters[clocks[name]] is not None:
+                edges.append(Own(clocks[name], f"{name}'", -slope))
+        return self.products(t, h, u, torch.cat(slopes, -1), edges)
 
     def gates(
         self, t: Time, h: Float[Tensor, "*batch state"], u: Float[Tensor, "*#batch channel"] | None = None

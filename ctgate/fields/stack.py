@@ -8,8 +8,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ctgate.fields.base import Gates, Time, VectorField
+from ctgate.fields.cell import Cell
 from ctgate.fields.interop import TorchCell, module_from_layers
 from ctgate.fields.jacobian import Jacobian
+from ctgate.kernels import AnalyticLinearization, ChainLinearization, Linearization, Link
 
 
 def _one_tau(layer: VectorField, derivative: Tensor) -> Tensor:
@@ -17,6 +19,14 @@ def _one_tau(layer: VectorField, derivative: Tensor) -> Tensor:
     tau = layer.tau
     assert tau is not None  # the constructor saw to it
     return tau.unsqueeze(-1) * derivative[..., layer.output, :]
+
+
+def _log_tau_of(layer: VectorField, prefix: str = "") -> str | None:
+    if isinstance(layer, Stack):
+        name = layer._log_tau()
+    else:
+        name = layer.present("log_tau") if isinstance(layer, Cell) else None
+    return None if name is None else prefix + name
 
 
 class Stack(VectorField):
@@ -99,6 +109,10 @@ class Stack(VectorField):
         """The unit of time of the last layer [time]."""
         return self._members()[-1].tau
 
+    def _log_tau(self) -> str | None:
+        """The name of the parameter that is the logarithm of the last layer's tau, None when it is fixed."""
+        return _log_tau_of(self._members()[-1], f"layers.{len(self.layers) - 1}.")
+
     def _members(self) -> list[VectorField]:
         return [layer for layer in self.layers if isinstance(layer, VectorField)]
 
@@ -162,6 +176,27 @@ class Stack(VectorField):
             rows.append(own if answer is None else own @ answer)
             answer = _one_tau(layer, rows[-1])
         return torch.cat(rows, -2)
+
+    def linearize(
+        self, t: Time, h: Float[Tensor, "*batch state"], u: Float[Tensor, "*#batch channel"] | None = None
+    ) -> Linearization:
+        """The chain rule over the layers, as products with vectors.
+
+        They are automatic if those of a layer are, or where layers share parameters.
+        """
+        self.check_arguments(h, u)
+        links: list[Link] = []
+        signal = u
+        for layer, part in zip(self._members(), self._parts, strict=True):
+            state = h[..., part]
+            own, tau = layer.linearize(t, state, signal), layer.tau
+            if not isinstance(own, AnalyticLinearization) or tau is None:
+                return super().linearize(t, h, u)
+            links.append(Link(own, part, layer.output, tau, _log_tau_of(layer)))
+            signal = state[..., layer.output] + tau * own.slope[..., layer.output]
+        parameters = dict(self.named_parameters())
+        stated = ChainLinearization(h, links, parameters)
+        return stated if stated.known == parameters.keys() else super().linearize(t, h, u)
 
     def gates(
         self, t: Time, h: Float[Tensor, "*batch state"], u: Float[Tensor, "*#batch channel"] | None = None

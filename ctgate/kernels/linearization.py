@@ -55,6 +55,38 @@ class Linearization(abc.ABC):
         ``(time, sample, state)`` and ``keep=1`` each is ``(sample, *shape)``."""
 
 
+def check_vectors(what: str, x: Tensor, batch: torch.Size, size: int, lead: bool = True) -> None:
+    """Raise ValueError unless ``x`` is ``(*lead, *batch, size)``."""
+    wanted = (*batch, size)
+    if x.shape[max(x.ndim - len(wanted), 0) :] != wanted or (x.ndim > len(wanted) and not lead):
+        shown = ", ".join([*(["*lead"] if lead else []), *map(str, wanted)])
+        raise ValueError(f"{what} has shape {tuple(x.shape)}; it must be ({shown})")
+
+
+def check_keep(keep: int, dims: int) -> None:
+    """Raise ValueError unless ``keep`` of ``dims`` batch dimensions can be kept."""
+    if not 0 <= keep <= dims:
+        raise ValueError(
+            f"parameter_vjp(keep=...): keep is {keep}; it must be between 0 and {dims}, the number of batch "
+            "dimensions of h"
+        )
+
+
+def check_directions(direction: Directions, parameters: Directions) -> None:
+    """Raise unless every tensor of the direction has the name and the shape of a parameter."""
+    for name, value in direction.items():
+        if name not in parameters:
+            raise KeyError(
+                f"parameter_jvp(direction=...): {name!r} is no parameter of the field; it has "
+                f"{', '.join(parameters) or 'none'}"
+            )
+        if value.shape != parameters[name].shape:
+            raise ValueError(
+                f"parameter_jvp(direction=...): {name!r} has shape {tuple(value.shape)}; it must be "
+                f"{tuple(parameters[name].shape)}"
+            )
+
+
 class AutogradLinearization(Linearization):
     """The products by reverse differentiation of the field: for fields that do not state them.
 
