@@ -119,20 +119,24 @@ class WholeTangents(TangentField):
         return slopes + torch.cat((immediate, by_h0), -2)
 
 
-class DirectedTangent(TangentField):
-    """The one tangent along given directions of parameters; no matrix is formed."""
+class DirectedTangents(TangentField):
+    """The tangents along given directions of parameters, no matrix being formed.
 
-    def __init__(self, base: VectorField, size: int, direction: Mapping[str, Tensor]) -> None:
-        super().__init__(base, size, 1)
-        self.direction = dict(direction)
+    A direction is a dict of tensors by the names of parameters, of which ``directions`` stacks k in front:
+    ``(k, *shape)``. An empty dict is for directions of h0 alone.
+    """
+
+    def __init__(self, base: VectorField, size: int, count: int, directions: Mapping[str, Tensor]) -> None:
+        super().__init__(base, size, count)
+        self.directions = dict(directions)
 
     def tangent_slopes(self, t: Time, h: Tensor, u: Tensor | None, tangents: Tensor) -> Tensor:
-        """A s + B v."""
+        """A s_j + B v_j."""
         around = self.base.linearize(t, h, u)
-        slope = around.jvp(tangents.squeeze(-2))
-        if self.direction:
-            slope = slope + around.parameter_jvp(self.direction)
-        return slope.unsqueeze(-2)
+        slopes = around.jvp(tangents.movedim(-2, 0))
+        if self.directions:
+            slopes = slopes + vmap(around.parameter_jvp)(self.directions)
+        return slopes.movedim(0, -2)
 
 
 def immediate_tangents(
@@ -143,7 +147,8 @@ def immediate_tangents(
     around = field.linearize(t, h, u)
     batch = h.ndim - 1
     rows: dict[str, Tensor] = vmap(lambda unit: around.parameter_vjp(unit, keep=batch))(unit_vectors(h))
-    return torch.cat([rows[name].flatten(1 + batch) for name in names], -1).movedim(0, -1)
+    flat = [rows[name].reshape(h.shape[-1], *h.shape[:-1], -1) for name in names]
+    return torch.cat(flat, -1).movedim(0, -1)
 
 
 def augmented(prob: ODEProblem, names: Sequence[str], with_h0: bool) -> tuple[ODEProblem, Unpack]:
@@ -176,8 +181,8 @@ def augmented(prob: ODEProblem, names: Sequence[str], with_h0: bool) -> tuple[OD
 def augmented_along(prob: ODEProblem, direction: Mapping[str, Tensor]) -> tuple[ODEProblem, Unpack]:
     """The problem of the state and its derivative along one direction, by the names of parameters and ``h0``,
     and a function that takes its states apart: h, and the tangent under ``tangent``."""
-    along = {name: value for name, value in direction.items() if name != INITIAL}
-    field = DirectedTangent(prob.field, prob.h0.shape[-1], along)
+    along = {name: value.unsqueeze(0) for name, value in direction.items() if name != INITIAL}
+    field = DirectedTangents(prob.field, prob.h0.shape[-1], 1, along)
     start = direction.get(INITIAL, torch.zeros_like(prob.h0)).expand(prob.h0.shape)
 
     def unpack(hs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
