@@ -5,7 +5,7 @@ adjoint parameters; so jumps are honoured in the reverse pass and controls get g
 interval that does not depend on the number of knots. Parameters stay out of the reverse solve's error norm.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ from ctgate.integrators.torchdiffeq import (
     shortest_step,
 )
 from ctgate.retcode import Halt, ReturnCode, SolveError
-from ctgate.sensealg.probe import refuse_captured, refuse_nested
+from ctgate.sensealg.probe import distinct, refuse_captured, refuse_nested
 
 
 class ReversibleWalk(Walk):
@@ -79,8 +79,8 @@ def run_backsolve(
 ) -> None:
     """Integrate with gradients by backsolve; outputs at ``saves``."""
     prob = dynamics.prob
-    parameters = _distinct(prob.named_parameters().values())
-    first = _distinct([*parameters, *cuts[0].u.coefficients])
+    parameters = distinct(prob.named_parameters().values())
+    first = distinct([*parameters, *cuts[0].u.coefficients])
     refuse_captured(prob, cuts[0].start, cuts[0].u(cuts[0].start), first, "BacksolveAdjoint")
     refuse_nested(first, "BacksolveAdjoint")
     limit = float("inf") if recorder.max_steps is None else recorder.max_steps
@@ -133,7 +133,7 @@ def _reversible(
                 atol=atol,
                 method=METHODS[type(alg)],
                 options=options_of(alg, walk.wish, times[-1:]),
-                adjoint_params=_distinct([*parameters, *cut.u.coefficients]),
+                adjoint_params=distinct([*parameters, *cut.u.coefficients]),
                 adjoint_options={
                     "norm": "seminorm",
                     "max_step": alg.max_step,
@@ -153,12 +153,6 @@ def _reversible(
         walk.release()
         states: Tensor = FirstOrderOnly.apply(solution[1:])  # type: ignore[no-untyped-call]
         return list(states.unbind(0))
-
-
-def _distinct(tensors: Iterable[Tensor]) -> tuple[Tensor, ...]:
-    """The tensors that want a gradient, each once: a gradient that is listed twice is counted twice."""
-    wanted = (tensor for tensor in tensors if tensor.requires_grad and tensor.numel())
-    return tuple({id(tensor): tensor for tensor in wanted}.values())
 
 
 def _ignore(step: object) -> None:

@@ -11,11 +11,8 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
-from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from ctgate.algorithms import FixedStepAlgorithm, NativeAdaptiveAlgorithm
-from ctgate.guard import Unchanged
 from ctgate.integrators import torchdiffeq
 from ctgate.integrators.adaptive import AdaptiveLoop
 from ctgate.integrators.dynamics import Dynamics
@@ -26,6 +23,7 @@ from ctgate.integrators.recorder import AcceptedStep, Keep, Output, Recorder
 from ctgate.integrators.steppers import method_of, run_steps
 from ctgate.integrators.torchdiffeq import Progress, TorchdiffeqAlgorithm
 from ctgate.retcode import Halt, ReturnCode
+from ctgate.sensealg.retake import Retaker
 
 # What torch says where nothing can be computed again in a backward pass.
 _NO_HOOKS = ("saved tensor hooks", "functorch transform")
@@ -48,13 +46,13 @@ def run_fixed(
     unchecked = 1 if recorder.watched else _LOOK
     size = unchecked if checkpoints is None else -(-allowed // checkpoints)
     h = dynamics.prob.h0
-    unchanged = Unchanged(dynamics.prob, with_state=True)
+    retaker = Retaker(dynamics, method, recorder.keep)
     for first in range(0, allowed, size):
         part = plan[first : min(first + size, allowed)]
         if checkpoints is None:
             h, _, outputs = run_steps(dynamics, method, part, h, None, recorder.keep)
         else:
-            h, _, outputs = recomputed(dynamics, method, part, h, None, recorder.keep, unchanged)
+            h, _, outputs = retaker.take(part, h, None)
         recorder.extend([(float(step.start), float(step.stop)) for step in part], outputs, h)
     if allowed < len(plan):
         raise Halt(
@@ -151,11 +149,11 @@ def replay(
     again in the backward pass, or stretches between ``checkpoints`` states are."""
     size = 1 if checkpoints is None else max(1, -(-len(taken) // checkpoints))
     parts = [taken[first : first + size] for first in range(0, len(taken), size)]
-    unchanged = Unchanged(dynamics.prob, with_state=True)
+    retaker = Retaker(dynamics, method, keep)
     try:
         h, slope, kept = dynamics.prob.h0, None, []
         for part in parts:
-            h, slope, outputs = recomputed(dynamics, method, part, h, slope, keep, unchanged)
+            h, slope, outputs = retaker.take(part, h, slope)
             kept += outputs
     except RuntimeError as error:
         # Inside a torch.func transform, or with a field whose Jacobian needs one, nothing can be computed
@@ -164,25 +162,3 @@ def replay(
             raise
         _, _, kept = run_steps(dynamics, method, taken, dynamics.prob.h0, None, keep)
     return kept
-
-
-def recomputed(
-    dynamics: Dynamics,
-    method: Method,
-    part: Sequence[Step],
-    h: Tensor,
-    slope: Tensor | None,
-    keep: Keep,
-    unchanged: Unchanged,
-) -> tuple[Tensor, Tensor | None, list[Output]]:
-    """Take steps of which the graph keeps the first state; they are taken again in the backward pass."""
-    times: list[float | Tensor] = []
-
-    def run(h: Tensor, slope: Tensor | None) -> tuple[Tensor | None, ...]:
-        unchanged.check("DiscreteAdjoint()", "backward() takes the steps again: call it before the update")
-        last, ahead, outputs = run_steps(dynamics, method, part, h, slope, keep)
-        times[:] = [output.t for output in outputs]
-        return last, ahead, *(output.h for output in outputs)
-
-    last, ahead, *states = checkpoint(run, h, slope, use_reentrant=False)
-    return last, ahead, [Output(t, state) for t, state in zip(times, states, strict=True)]

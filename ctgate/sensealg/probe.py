@@ -1,7 +1,7 @@
 """Find tensors that a field uses and that a hand-written backward pass would not see."""
 
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -71,6 +71,46 @@ def refuse_nested(known: Sequence[Tensor], who: str) -> None:
                     "DiscreteAdjoint()"
                 )
             stack.extend(following for following, _ in node.next_functions)
+
+
+def distinct(tensors: Iterable[Tensor]) -> tuple[Tensor, ...]:
+    """The tensors that want a gradient, each once: a gradient that is listed twice is counted twice."""
+    wanted = (tensor for tensor in tensors if tensor.requires_grad and tensor.numel())
+    return tuple({id(tensor): tensor for tensor in wanted}.values())
+
+
+def reach_only(values: Iterable[Tensor | None], known: Iterable[Tensor | None]) -> bool:
+    """Whether ``values`` depend on no other tensor that requires grad than the ``known`` ones."""
+    return all(_ends(values, known))
+
+
+def computed_from_one_another(tensors: Sequence[Tensor]) -> bool:
+    """Whether one of these tensors was computed from another."""
+    return any(_ends(tensors, tensors))
+
+
+def _ends(values: Iterable[Tensor | None], known: Iterable[Tensor | None]) -> Iterator[bool]:
+    """Walk the graph of ``values`` back. Wherever it comes to a tensor, say whether that is a known one; the
+    graph beyond a known one is not walked."""
+    leaves, inner = set(), set()
+    for tensor in known:
+        if tensor is not None and tensor.grad_fn is None:
+            leaves.add(id(tensor))
+        elif tensor is not None:
+            inner.add((tensor.grad_fn, tensor.output_nr))
+    seen = {value.grad_fn for value in values if value is not None and value.grad_fn is not None}
+    stack = list(seen)
+    while stack:
+        for edge in stack.pop().next_functions:
+            node, _ = edge
+            if edge in inner:
+                yield True
+            elif node is not None and node not in seen:
+                seen.add(node)
+                if node.next_functions:
+                    stack.append(node)
+                elif (variable := getattr(node, "variable", None)) is not None:
+                    yield id(variable) in leaves
 
 
 def _describe(prob: ODEProblem, tensor: Tensor) -> str:

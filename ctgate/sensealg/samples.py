@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ctgate.algorithms import FixedStepAlgorithm, NativeAdaptiveAlgorithm
 from ctgate.dense import Ends, slopes_of_steps, take_nodes
-from ctgate.guard import Unchanged
 from ctgate.integrators.adaptive import AdaptiveLoop
 from ctgate.integrators.dynamics import Dynamics
 from ctgate.integrators.frames import SampleFrame
@@ -22,7 +21,8 @@ from ctgate.integrators.recorder import AcceptedStep, Output, Recorder
 from ctgate.integrators.samples import Integers, Plan, SampleGrid, fixed_plan
 from ctgate.integrators.steppers import method_of, run_steps
 from ctgate.retcode import Halt, ReturnCode
-from ctgate.sensealg.discrete import recomputed, replay, untransformable
+from ctgate.sensealg.discrete import replay, untransformable
+from ctgate.sensealg.retake import Retaker
 
 # How often fixed steps look whether any sample is still finite.
 _LOOK = 64
@@ -149,14 +149,14 @@ def _take(
 ) -> None:
     """Take the steps of a plan, one by one or in stretches between checkpoints; the recorder looks on."""
     size = 1 if checkpoints is None else max(1, -(-len(plan) // checkpoints))
-    unchanged = Unchanged(dynamics.prob, with_state=True)
+    retaker = Retaker(dynamics, method, _every_node)
     h = dynamics.prob.h0
     for first in range(0, len(plan), size):
         part = plan.steps[first : first + size]
         if checkpoints is None:
             h, _, taken = run_steps(dynamics, method, part, h, None, _every_node)
         else:
-            h, _, taken = recomputed(dynamics, method, part, h, None, _every_node, unchanged)
+            h, _, taken = retaker.take(part, h, None)
         for number, output in enumerate(taken, first):
             outputs.append(output)
             if (

@@ -2,6 +2,7 @@
 
 import gc
 import math
+import weakref
 
 import pytest
 import torch
@@ -124,27 +125,33 @@ def test_checkpoints_notice_an_update_before_backward():
 
 
 def test_checkpoints_save_memory():
-    """Bytes that autograd holds between forward and backward, counted by saved-tensor hooks."""
+    """Numbers that autograd holds between forward and backward, counted by saved-tensor hooks."""
     field, ts, xs, h0, _ = setting()
     held = {}
-    for checkpoints in (None, 10):
-        total = 0
 
-        def pack(tensor):
-            nonlocal total
-            total += tensor.numel()
-            return tensor
+    class Saved:
+        def __init__(self, tensor):
+            self.tensor = tensor
+
+    for checkpoints in (None, 10):
+        alive = weakref.WeakSet()
+
+        def pack(tensor, alive=alive):
+            saved = Saved(tensor.detach())  # with its graph it would hold the node that holds it
+            alive.add(saved)
+            return saved
 
         prob = ct.ODEProblem(field, h0, (0.0, 2.2), ct.ZeroOrderHold(ts, xs))
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            ct.solve(
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor):
+            sol = ct.solve(
                 prob,
                 ct.Euler(dt=0.01),
                 saveat=[2.2],
                 sensealg=ct.DiscreteAdjoint(checkpoints=checkpoints),
                 dense=False,
             )
-        held[checkpoints] = total
+        held[checkpoints] = sum(saved.tensor.numel() for saved in alive)
+        assert sol.hs.requires_grad
     assert held[10] < held[None] / 20
 
 
