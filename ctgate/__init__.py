@@ -47,7 +47,17 @@ from ctgate.fields import (
 )
 from ctgate.problem import ODEProblem, remake
 from ctgate.retcode import ReturnCode, SolveError
-from ctgate.sensealg import BacksolveAdjoint, DiscreteAdjoint
+from ctgate.sensealg import (
+    BacksolveAdjoint,
+    DiscreteAdjoint,
+    ForwardSensitivity,
+    GaussAdjoint,
+    InterpolatingAdjoint,
+)
+from ctgate.sensitivity import DirectedSensitivity, Loss, Sensitivity, sensitivity, sensitivity_jvp
+from ctgate.sensitivity.covariance import gradient_covariance
+from ctgate.sensitivity.profile import expansion_error, sensitivity_profile
+from ctgate.sensitivity.transport import Expansion, expansion, transition
 from ctgate.solution import Solution
 from ctgate.solve import solve
 from ctgate.storage import load
@@ -63,6 +73,7 @@ __all__ = [
     "Bosh3",
     "Control",
     "CubicHermite",
+    "DirectedSensitivity",
     "DiscreteAdjoint",
     "Dopri5",
     "Dopri8",
@@ -71,16 +82,21 @@ __all__ = [
     "EnsembleSerial",
     "EnsembleSolution",
     "Euler",
+    "Expansion",
     "ExponentialEuler",
     "ExponentialMidpoint",
     "Field",
+    "ForwardSensitivity",
     "FunctionControl",
     "GatedRate",
+    "GaussAdjoint",
     "Heun",
+    "InterpolatingAdjoint",
     "Jacobian",
     "Labels",
     "Leaky",
     "LinearInterpolation",
+    "Loss",
     "Midpoint",
     "MultiGate",
     "ODEProblem",
@@ -88,6 +104,7 @@ __all__ = [
     "ReturnCode",
     "Rosenbrock23",
     "ScalarGate",
+    "Sensitivity",
     "Solution",
     "SolveError",
     "Stack",
@@ -96,14 +113,21 @@ __all__ = [
     "VectorField",
     "ZeroOrderHold",
     "convergence",
+    "expansion",
+    "expansion_error",
     "from_pandas",
     "from_sequences",
     "from_xarray",
+    "gradient_covariance",
     "jacobian",
     "load",
     "remake",
+    "sensitivity",
+    "sensitivity_jvp",
+    "sensitivity_profile",
     "solve",
     "to_pandas",
     "to_sequences",
     "to_xarray",
+    "transition",
 ]
