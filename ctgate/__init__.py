@@ -56,7 +56,9 @@ from ctgate.sensealg import (
 )
 from ctgate.sensitivity import DirectedSensitivity, Loss, Sensitivity, sensitivity, sensitivity_jvp
 from ctgate.sensitivity.covariance import gradient_covariance
+from ctgate.sensitivity.lags import gradient_by_lag
 from ctgate.sensitivity.profile import expansion_error, sensitivity_profile
+from ctgate.sensitivity.rates import effective_rates
 from ctgate.sensitivity.transport import Expansion, expansion, transition
 from ctgate.solution import Solution
 from ctgate.solve import solve
@@ -113,11 +115,13 @@ __all__ = [
     "VectorField",
     "ZeroOrderHold",
     "convergence",
+    "effective_rates",
     "expansion",
     "expansion_error",
     "from_pandas",
     "from_sequences",
     "from_xarray",
+    "gradient_by_lag",
     "gradient_covariance",
     "jacobian",
     "load",

@@ -1,0 +1,202 @@
+r"""How transport to a state is walked back in time, lag by lag: in steps of a map, in time along a flow."""
+
+import abc
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from ctgate.controls.times import as_float64, rounding_of
+from ctgate.integrators.grid import time_resolution
+from ctgate.sensitivity.along import linearize, unflat
+from ctgate.sensitivity.injections import at_nodes, injections
+from ctgate.sensitivity.lanes import carry, start, steps_of, stretch_between
+from ctgate.sensitivity.loss import Loss
+from ctgate.sensitivity.propagators import nodes_of, times_inside
+from ctgate.solution import Solution
+
+Times = Sequence[float] | Tensor
+
+
+class Clock(abc.ABC):
+    """States of a solution by the number ``where`` (time,) of a step, or by their time.
+
+    Attributes: ``unit``, that of lags.
+    """
+
+    unit: str
+
+    def __init__(self, sol: Solution) -> None:
+        assert sol.prob is not None
+        self.sol = sol
+        self.prob = sol.prob
+        self.nodes = nodes_of(sol)
+        self.resolution = time_resolution(sol.prob.control)
+
+    def ones(self, where: Tensor) -> Tensor:
+        """One for every state."""
+        return self.sol.hs.new_ones(len(where), *self.sol.hs.shape[1:])
+
+    @abc.abstractmethod
+    def choose(self, times: Times | None, longest: float, loss: Loss | None) -> Tensor:
+        """Where the states are at ``times``, or the default: where all lags are known.
+
+        Raises: ValueError for times that are not there, or where no lag is known.
+        """
+
+    @abc.abstractmethod
+    def times(self, where: Tensor) -> Tensor:
+        """Their times (time,)."""
+
+    @abc.abstractmethod
+    def known(self, where: Tensor, lag: float) -> Tensor:
+        """Whether the lag before is not before the start, (time,)."""
+
+    @abc.abstractmethod
+    def walk(self, where: Tensor, lags: Sequence[float], lane: str) -> Iterator[Tensor]:
+        """For each lag what the lane carries of ones from the states back to the lag before, ``(time, ...)``;
+        without meaning where that is not known."""
+
+    @abc.abstractmethod
+    def slopes(self, where: Tensor, loss: Loss) -> Tensor:
+        """The explicit slopes of a loss at the states, ``(time, *batch, state)``.
+
+        Raises: ValueError where there is none at all.
+        """
+
+    @abc.abstractmethod
+    def origin(self, where: Tensor, lag: float) -> tuple[Tensor, Tensor]:
+        """The times at which parameters acted whose effect entered the state a lag before, and a weight, 0
+        where there was none; both (time,)."""
+
+    def gradient_shares(self, where: Tensor, lag: float, parts: Tensor, right: Tensor) -> Tensor:
+        r"""The share of the gradient of this lag, :math:`g = \sum_t B^\top \sum_r c_r v_r`, that each
+        direction carries at each time and in each sample: :math:`c_r\,v_r^\top B g / \|g\|^2`.
+
+        ``parts`` c (time, *batch, rank), ``right`` v (time, *batch, rank, unit), by row.
+        """
+        ts, weight = self.origin(where, lag)
+        along = linearize(self.prob, ts, self.sol(ts))
+        parts = parts * weight.to(parts.dtype).reshape(-1, *(1,) * (parts.ndim - 1))
+        total = along.parameter_vjp(torch.einsum("...r,...rp->...p", parts, right))
+        square = total.square().sum()
+        if float(square) == 0.0:
+            return torch.full_like(parts, math.nan)
+        back = along.parameter_jvp(unflat(total, self.prob.named_parameters()))
+        return parts * torch.einsum("...rp,...p->...r", right, back) / square
+
+    def _none(self, longest: float) -> ValueError:
+        start, stop = float(self.nodes[0]), float(self.nodes[-1])
+        return ValueError(
+            f"effective_rates: no time lies the longest lag, {longest:g} {self.unit}, after the start of the "
+            f"solution, [{start}, {stop}] in {len(self.nodes) - 1} steps; give shorter lags, or times="
+        )
+
+
+class MapClock(Clock):
+    """The map of an Euler solution: states by the number of the step that made them."""
+
+    unit = "steps"
+
+    def choose(self, times: Times | None, longest: float, loss: Loss | None) -> Tensor:
+        """Nodes by number."""
+        if times is None:
+            if longest >= len(self.nodes):
+                raise self._none(longest)
+            return torch.arange(int(longest), len(self.nodes), device=self.nodes.device)
+        ts = as_float64(times, "times")[0].detach().to(self.nodes).reshape(-1)
+        slack = rounding_of(ts, self.resolution)
+        number = torch.searchsorted(self.nodes, ts - slack).clamp(max=len(self.nodes) - 1)
+        wrong = ((self.nodes[number] - ts).abs() > slack).nonzero()
+        if len(wrong):
+            k = int(wrong[0])
+            raise ValueError(
+                f"effective_rates: times[{k}] is {float(ts[k])}, which is not the end of a step of Euler; "
+                "a map has states at sol.dense.nodes only"
+            )
+        return number
+
+    def times(self, where: Tensor) -> Tensor:
+        """Times of nodes."""
+        return self.nodes[where]
+
+    def known(self, where: Tensor, lag: float) -> Tensor:
+        """At least as many steps before."""
+        return where >= lag
+
+    def walk(self, where: Tensor, lags: Sequence[float], lane: str) -> Iterator[Tensor]:
+        """Step by step."""
+        steps = steps_of(self.sol, [lane])
+        value, done = start(lane, self.ones(where)), 0
+        for lag in lags:
+            for k in range(done, int(lag)):
+                value = carry(lane, value, steps.take((where - 1 - k).clamp(min=0)))
+            done = int(lag)
+            yield value
+
+    def slopes(self, where: Tensor, loss: Loss) -> Tensor:
+        """Of all costs at the nodes."""
+        found = at_nodes(self.sol, self.nodes, injections(self.sol, loss))[where]
+        return _some(found)
+
+    def origin(self, where: Tensor, lag: float) -> tuple[Tensor, Tensor]:
+        """The start of the step that made the state, and its size."""
+        step = where - 1 - int(lag)
+        size = self.nodes.diff()[step.clamp(min=0)]
+        return self.nodes[step.clamp(min=0)], torch.where(step >= 0, size, 0.0)
+
+
+class FlowClock(Clock):
+    """The flow of any other solution: states by time."""
+
+    unit = "units of tau"
+
+    def choose(self, times: Times | None, longest: float, loss: Loss | None) -> Tensor:
+        """Times themselves."""
+        if times is not None:
+            return times_inside(self.sol, times, "effective_rates: times")
+        every = self.sol.ts.detach() if loss is None else injections(self.sol, loss).times
+        distinct: Tensor = torch.unique(every.to(self.nodes).clamp(self.nodes[0], self.nodes[-1]))
+        chosen = distinct[self.known(distinct, longest)]
+        if not len(chosen):
+            raise self._none(longest)
+        return chosen
+
+    def times(self, where: Tensor) -> Tensor:
+        """The times."""
+        return where
+
+    def known(self, where: Tensor, lag: float) -> Tensor:
+        """Inside the solution."""
+        return where - lag >= self.nodes[0] - rounding_of(where, self.resolution)
+
+    def walk(self, where: Tensor, lags: Sequence[float], lane: str) -> Iterator[Tensor]:
+        """From lag to lag."""
+        value, stops = start(lane, self.ones(where)), where
+        for lag in lags:
+            starts = (where - lag).clamp(min=self.nodes[0])
+            value = carry(lane, value, stretch_between(self.sol, starts, stops))
+            stops = starts
+            yield value
+
+    def slopes(self, where: Tensor, loss: Loss) -> Tensor:
+        """Of the costs that act at these times; of a running cost, at the nodes of its quadrature."""
+        times, slopes = injections(self.sol, loss)
+        same = (times.to(where) - where.unsqueeze(-1)).abs() <= rounding_of(where, self.resolution).unsqueeze(
+            -1
+        )
+        return _some(torch.tensordot(same.to(slopes.dtype), slopes, dims=1))
+
+    def origin(self, where: Tensor, lag: float) -> tuple[Tensor, Tensor]:
+        """The time a lag before."""
+        return (where - lag).clamp(min=self.nodes[0]), self.known(where, lag).to(where.dtype)
+
+
+def _some(slopes: Tensor) -> Tensor:
+    if not bool(slopes.any()):
+        raise ValueError(
+            "effective_rates: loss has no slope at any of times; with a loss, leave times out or give times "
+            "at which it acts"
+        )
+    return slopes

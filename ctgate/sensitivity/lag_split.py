@@ -1,0 +1,163 @@
+r"""A loss gradient taken apart by lag: in steps of a map, or along a flow."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ctgate.sensitivity.along import Along, linearize
+from ctgate.sensitivity.injections import Injections, at_nodes
+from ctgate.sensitivity.lanes import ADJOINT, Stretch, carry, read, start, steps_of, stretch_between
+from ctgate.sensitivity.propagators import nodes_of
+from ctgate.solution import Solution
+
+Parts = dict[str, Tensor]
+# Numbers in one tensor of matrices.
+_BUDGET = 2**21
+# Exact for polynomials of degree 7 on each stretch.
+_POINTS = 4
+
+
+def split_map(
+    sol: Solution, given: Injections, edges: Sequence[int], lanes: Sequence[str]
+) -> Iterator[Parts]:
+    r"""Bin by bin and lane by lane :math:`\sum_t \Delta_s B_s^\top v_{t,s}`, ``(entry,)``: step s lies the
+    lag before the step that produced h_t, and v is what the lane carries of :math:`\delta_t` over the steps
+    between.
+
+    All t go backwards at once: after l rounds row s holds what set out behind step s + l. What lies beyond
+    the last edge is summed on its way, in one pass.
+    """
+    nodes = nodes_of(sol)
+    count, hs = len(nodes) - 1, sol(nodes)[:-1]
+    assert sol.prob is not None
+    along = linearize(sol.prob, nodes[:-1], hs)
+    size = nodes.diff(dim=0).to(hs.dtype)
+    size = size.reshape(*size.shape, *(1,) * (hs.ndim - size.ndim))
+    steps = steps_of(sol, lanes) if set(lanes) - {ADJOINT} else None
+    slopes = at_nodes(sol, nodes, given)[1:]
+    values = {lane: start(lane, slopes) for lane in lanes}
+
+    def through(lane: str, value: Tensor) -> Tensor:
+        if lane == ADJOINT:
+            return torch.where(size == 0.0, value, value + size * along.vjp(value))
+        assert steps is not None
+        return carry(lane, value, steps)
+
+    def collected(lane: str, value: Tensor) -> Tensor:
+        return along.parameter_vjp(size * read(lane, value))
+
+    def gather_rest(lane: str, lag: int) -> Tensor:
+        """The sum over all lags from this one on: what is under way joins what the step behind brings."""
+        value = values[lane].clone()
+        for k in range(count - lag - 2, -1, -1):
+            later = slice(k + 1, k + 2)
+            if lane == ADJOINT:
+                assert sol.prob is not None
+                at = linearize(sol.prob, nodes[later], hs[later])
+                step = size[later]
+                back = torch.where(step == 0.0, value[later], value[later] + step * at.vjp(value[later]))
+            else:
+                assert steps is not None
+                back = carry(lane, value[later], steps.take(later))
+            value[k] += back[0]
+        return collected(lane, value)
+
+    lag = 0
+    for high in edges[1:]:
+        total = dict.fromkeys(lanes, hs.new_zeros(()))
+        for _ in range(lag, min(high, count)):
+            for lane, value in values.items():
+                total[lane] = total[lane] + collected(lane, value)
+                moved = through(lane, value)
+                values[lane] = torch.cat([moved[1:], torch.zeros_like(moved[:1])])
+        lag = high
+        yield total
+    yield {lane: gather_rest(lane, lag) for lane in lanes}
+
+
+def split_flow(sol: Solution, given: Injections, edges: Tensor, lanes: Sequence[str]) -> Iterator[Parts]:
+    r"""Bin by bin and lane by lane :math:`\sum_i \int B(s)^\top v_i(s)\,ds`, ``(entry,)``, over those s whose
+    lag t_i - s lies in the bin, with v_i what the lane carries of :math:`\delta_i` from t_i back to s.
+
+    Time is cut at accepted steps and wherever any t_i crosses into another bin, so that on each stretch every
+    integrand is smooth and belongs to one bin; there Gauss-Legendre quadrature is taken.
+    """
+    assert sol.prob is not None
+    count = sum(tensor.numel() for tensor in sol.prob.named_parameters().values())
+    totals = {lane: sol.hs.new_zeros(len(edges), count) for lane in lanes}
+    times, cuts = _cuts(sol, given.times, edges)
+    place, weight = np.polynomial.legendre.leggauss(_POINTS)
+    inner = torch.from_numpy(np.append(0.5 * (place + 1.0), 0.0)).to(cuts)
+    portion = torch.from_numpy(0.5 * weight).to(cuts)
+    length = max(1, _BUDGET // max(1, (_POINTS + 1) * sol.hs[0].numel() * sol.hs.shape[-1]))
+    values = {lane: start(lane, torch.zeros_like(given.slopes)) for lane in lanes}
+    begun = {lane: start(lane, given.slopes) for lane in lanes}
+    for last in range(len(cuts) - 1, 0, -length):
+        piece = cuts[max(0, last - length) : last + 1]
+        size = piece.diff(dim=0)
+        shape = (1, -1, *(1,) * (cuts.ndim - 1))
+        # The nodes of the quadrature, then the left end: transport leads to each from the right end.
+        points = piece[:-1].unsqueeze(1) + inner.reshape(shape) * size.unsqueeze(1)
+        stretches = stretch_between(
+            sol, points.flatten(0, 1), piece[1:].unsqueeze(1).expand(points.shape).flatten(0, 1)
+        )
+        rows: dict[str, list[Tensor]] = {lane: [] for lane in lanes}
+        for k in range(len(size) - 1, -1, -1):
+            stretch = stretches.take(slice(k * len(inner), (k + 1) * len(inner)))
+            # Duplicates of a cut have no stretch between them, so that setting out twice is setting out once.
+            here = times == piece[k + 1]
+            inside = _membership(times - points[k, :-1].unsqueeze(1), edges, given.slopes)
+            for lane in lanes:
+                begins = here.reshape(*here.shape, *(1,) * (values[lane].ndim - here.ndim))
+                value = torch.where(begins, begun[lane], values[lane])
+                moved = carry(lane, value, Stretch(*(part.unsqueeze(1) for part in stretch)))
+                values[lane] = moved[-1]
+                rows[lane].append(torch.einsum("kbi...,ki...->kb...", inside, read(lane, moved[:-1])))
+        weights = (portion.reshape(shape) * size.unsqueeze(1)).flatten(0, 1).to(sol.hs.dtype)
+        weights = weights.reshape(*weights.shape, *(1,) * (sol.hs.ndim - weights.ndim))
+        found = {lane: torch.cat(row[::-1]) for lane, row in rows.items()}
+        _collect(sol, points[:, :-1].flatten(0, 1), weights, found, totals)
+    for number in range(len(edges)):
+        yield {lane: totals[lane][number] for lane in lanes}
+
+
+def _cuts(sol: Solution, times: Tensor, edges: Tensor) -> tuple[Tensor, Tensor]:
+    """When the loss acts, and the ends of all stretches, increasing: (cut,), or (cut, *batch) with some of no
+    length."""
+    nodes = nodes_of(sol)
+    batch = sol.hs.shape[1:-1]
+    low, high = nodes[0], nodes[-1]
+    own = nodes.ndim > 1 or times.ndim > 1
+    if own:
+        nodes, times = (
+            t.reshape(*t.shape, *(1,) * (1 + len(batch) - t.ndim)).expand(len(t), *batch)
+            for t in (nodes, times)
+        )
+    times = times.to(nodes).clamp(low, high)
+    shifted = times.unsqueeze(0) - edges.to(nodes).reshape(-1, *(1,) * times.ndim)
+    every = torch.cat([nodes, shifted.flatten(0, 1).clamp(min=low)])
+    return times, every.sort(dim=0).values if own else torch.unique(every)
+
+
+def _membership(lags: Tensor, edges: Tensor, like: Tensor) -> Tensor:
+    """1 where the lag of what is under way lies in a bin, else 0: lags (point, i) or (point, i, *batch)
+    become (point, bin, i, *batch or 1, 1) to multiply values ``(point, 1, i, *batch, state)``."""
+    number = torch.searchsorted(edges.to(lags), lags, right=True) - 1
+    bins = torch.arange(len(edges), device=lags.device).reshape(-1, *(1,) * (lags.ndim - 1))
+    inside = (bins == number.unsqueeze(1)).to(like.dtype)
+    return inside.reshape(*inside.shape, *(1,) * (like.ndim + 2 - inside.ndim))
+
+
+def _collect(sol: Solution, point: Tensor, weights: Tensor, rows: Parts, totals: Parts) -> None:
+    """Add B^T of what is under way at each point, ``(point, bin, *batch, state)``, to its bin."""
+    assert sol.prob is not None
+    hs = sol(point)
+    for number in range(len(next(iter(totals.values())))):
+        some = torch.stack([row[:, number].flatten(1).any(-1) for row in rows.values()]).any(0)
+        if not bool(some.any()):
+            continue
+        along: Along = linearize(sol.prob, point[some], hs[some])
+        for lane, row in rows.items():
+            totals[lane][number] += along.parameter_vjp(weights[some] * row[some, number])
