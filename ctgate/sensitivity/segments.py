@@ -76,7 +76,7 @@ def over(part: Callable[[Tensor, Tensor], Segment], starts: Tensor, stops: Tenso
         start, stop = (edge[begin : begin + group].flatten(0, 1) for edge in (starts, stops))
         moving = (stop > start).reshape(len(start), -1).any(-1).nonzero().squeeze(-1)
         segments = standing(h0, len(start))
-        for some in torch.split(moving, max(1, _BUDGET // max(matrix, 1))):
+        for some in torch.split(moving, max(1, _BUDGET // max(matrix, 1))) if len(moving) else ():
             for target, values in zip(segments, part(start[some], stop[some]), strict=True):
                 target[some] = values
         parts = Segment(*(values.reshape(-1, m, *values.shape[1:]) for values in segments))
