@@ -54,8 +54,11 @@ def check_sensealg(sensealg: object, alg: Algorithm, prob: ODEProblem) -> Sensit
     """The sensitivity algorithm, by default the discrete adjoint."""
     if sensealg is None:
         return DiscreteAdjoint()
-    if not isinstance(sensealg, DiscreteAdjoint | BacksolveAdjoint):
-        raise TypeError(f"sensealg is {sensealg!r}; it must be ct.DiscreteAdjoint() or ct.BacksolveAdjoint()")
+    if not isinstance(sensealg, SensitivityAlgorithm):
+        raise TypeError(
+            f"sensealg is {sensealg!r}; it must be one of ctgate's, such as ct.DiscreteAdjoint() or "
+            "ct.GaussAdjoint()"
+        )
     if isinstance(sensealg, BacksolveAdjoint):
         if not isinstance(alg, TorchdiffeqAlgorithm):
             raise ValueError(
@@ -100,8 +103,9 @@ def refuse_gradients(prob: ODEProblem, alg: ScipyAlgorithm, saves: list[float] |
         wanted.append("a tensor that the field captures")
     if wanted:
         raise ValueError(
-            f"alg is {alg} and {wanted[0]} requires grad; no gradient passes through scipy's steps: solve "
-            "under torch.no_grad(), or use Rosenbrock23(), which is stiff and differentiable"
+            f"alg is {alg} and {wanted[0]} requires grad; no gradient passes through scipy's steps: use "
+            "sensealg=GaussAdjoint(), or Rosenbrock23(), which is stiff and differentiable, or solve under "
+            "torch.no_grad()"
         )
 
 

@@ -5,6 +5,7 @@ import warnings
 from typing import Any, overload
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from ctgate.algorithms import Algorithm, Dopri8, ScipyAlgorithm
@@ -30,8 +31,15 @@ from ctgate.options import (
 from ctgate.problem import ODEProblem
 from ctgate.retcode import ReturnCode, SolveError
 from ctgate.run import SharedRun
+from ctgate.run_adjoint import solve_with_sensitivity, wanted
 from ctgate.run_samples import OwnRuns
-from ctgate.sensealg import BacksolveAdjoint, SensitivityAlgorithm
+from ctgate.sensealg import (
+    BacksolveAdjoint,
+    ForwardSensitivity,
+    GaussAdjoint,
+    InterpolatingAdjoint,
+    SensitivityAlgorithm,
+)
 from ctgate.solution import Solution
 
 
@@ -173,7 +181,18 @@ def _solve(
     saves = None if saveat is None else check_saveat(saveat, prob)
     if callback is not None and not callable(callback):
         raise TypeError(f"callback is {type(callback).__name__}; it must be callable as callback(t, h)")
-    if isinstance(chosen, ScipyAlgorithm):
+    if isinstance(sensitivity, InterpolatingAdjoint | GaussAdjoint | ForwardSensitivity):
+        want = wanted(prob, saves, sensitivity) if torch.is_grad_enabled() else None
+        if want is not None and want.tensors(prob):
+            options = {
+                "saveat": saveat,
+                "callback": callback,
+                "max_steps": limit,
+                "progress": progress,
+                "dense": dense,
+            }
+            return solve_with_sensitivity(prob, chosen, sensitivity, tolerances, saves, want, _solve, options)
+    elif isinstance(chosen, ScipyAlgorithm):
         refuse_gradients(prob, chosen, saves)
     stats = Stats(f"{chosen}{why}", _engine(chosen, sensitivity), repr(sensitivity))
     begun = time.perf_counter()

@@ -63,7 +63,7 @@ class Jump:
 
 @dataclass
 class Stretch:
-    """The adjoint on one stretch of time: ``nodes`` (s = -t) and the extension in s; states are (a) or (a, q)."""
+    """The adjoint on one stretch: ``nodes`` (s = -t) and the extension in s; its states are a, or (a, q)."""
 
     nodes: Tensor
     dense: Extension

@@ -13,7 +13,8 @@ from ctgate.problem import ODEProblem
 def refuse_captured(
     prob: ODEProblem, t: float | Tensor, u: Tensor | None, known: Iterable[Tensor], who: str
 ) -> None:
-    """Evaluate the field once, at time t and input u, with a graph and raise if a tensor outside ``known`` requires grad.
+    """Evaluate the field once, at time t and input u, with a graph, and raise if a tensor outside ``known``
+    requires grad.
 
     A pass that integrates an adjoint by hand returns gradients only for tensors that it was given; another
     one would come back as None, or wrong, without a word. Two things it cannot see: a branch that is not
