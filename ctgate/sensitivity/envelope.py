@@ -81,10 +81,10 @@ def fit_envelope(lags: Array, envelope: Array, law: str) -> Fit:
     for all laws alike, so that their R^2 are of the same data. R^2 sees the shape of the decay and not its
     level: an envelope :math:`0.2^{\mathrm{lag}}` in place of :math:`0.8^{\mathrm{lag}}` has the same, 1.
 
-    Parameters: ``lags`` (lag,), >= 0; ``envelope`` (lag,), >= 0; ``law`` "exponential", "power" or
+    Parameters: ``lags`` (lag,), >= 0, increasing; ``envelope`` (lag,), >= 0; ``law`` "exponential", "power" or
         "logarithmic".
 
-    Raises: ValueError for an unknown law, or an envelope or lag that is negative.
+    Raises: ValueError for an unknown law, an envelope or lag that is negative, or lags that do not increase.
 
     Source: THEORY.md 15.
     """
@@ -97,6 +97,8 @@ def fit_envelope(lags: Array, envelope: Array, law: str) -> Fit:
         )
     if bool((lags < 0).any()) or bool((envelope < 0).any()):
         raise ValueError("fit_envelope: lags and envelope must not be negative")
+    if bool((np.diff(lags) <= 0).any()):
+        raise ValueError(f"fit_envelope: lags are {lags.tolist()}; they must increase")
     used = (lags > 0) & (envelope > 0) & np.isfinite(envelope)
     points = int(used.sum())
     if points < 2:
