@@ -188,7 +188,7 @@ class Cell(VectorField, abc.ABC):
 
     def present(self, name: str) -> str | None:
         """The parameter's name, None when it is left out."""
-        return None if self._parameters[name] is None else name
+        return None if getattr(self, name) is None else name
 
     def products(
         self, t: Time, h: Tensor, u: Tensor | None, slope: Tensor, edges: Sequence[Edge]

@@ -182,21 +182,24 @@ class GatedRate(Cell):
             self.input_edge(u, dict.fromkeys(driven, size)),
             Scale("hidden", "firing", 1.0 - firing.square()),
         ]
-        source, seen = "firing", firing
         if "reset" in variables:
             r, shut = torch.sigmoid(variables["reset"]), torch.sigmoid(-variables["reset"])
-            source, seen = "seen", firing * r
-            edges += [Scale("firing", source, r), Scale("reset", source, seen * shut)]
-        edges.append(Product("weight_hh", source, {driven[0]: size}, self.weight_hh[:size], seen, None))
-        if variables:
-            rest = dict.fromkeys(driven[1:], size)
-            edges.append(Product("weight_hh", "firing", rest, self.weight_hh[size:], firing, None))
+            seen, rest = firing * r, dict.fromkeys(driven[1:], size)
+            edges += [
+                Scale("firing", "seen", r),
+                Scale("reset", "seen", seen * shut),
+                Product("weight_hh", "seen", {driven[0]: size}, self.weight_hh[:size], seen, None),
+                Product("weight_hh", "firing", rest, self.weight_hh[size:], firing, None),
+            ]
+        else:
+            rows = dict.fromkeys(driven, size)
+            edges.append(Product("weight_hh", "firing", rows, self.weight_hh, firing, None))
         if "update" in variables:
             edges.append(Scale("update", "hidden'", slopes[0] * torch.sigmoid(-variables["update"])))
         clocks = {"hidden": "log_tau", "update": "log_tau_z", "reset": "log_tau_r"}
         for name, rate, slope in zip(self.components, rates, slopes, strict=True):
             edges += [Scale(f"to {name}", f"{name}'", rate), Scale(name, f"{name}'", -rate)]
-            if self._parameters[clocks[name]] is not None:
+            if self.present(clocks[name]):
                 edges.append(Own(clocks[name], f"{name}'", -slope))
         return self.products(t, h, u, torch.cat(slopes, -1), edges)
 

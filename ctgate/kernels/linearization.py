@@ -113,21 +113,26 @@ class AutogradLinearization(Linearization):
 
     def jvp(self, v: Float[Tensor, "*lead state"]) -> Float[Tensor, "*lead state"]:
         """A v."""
+        check_vectors("jvp(v=...): v", v, self.h.shape[:-1], self.h.shape[-1])
         return _many(_push(self._of_state, self.h), v, self.h.ndim)
 
     def vjp(self, a: Float[Tensor, "*lead state"]) -> Float[Tensor, "*lead state"]:
         """A^T a."""
+        check_vectors("vjp(a=...): a", a, self.h.shape[:-1], self.h.shape[-1])
         _, pull, *_ = vjp(self._of_state, self.h)
         return _many(lambda weights: pull(weights)[0], a, self.h.ndim)
 
     def input_jvp(self, w: Float[Tensor, "*lead channel"]) -> Float[Tensor, "*lead state"]:
         """C w."""
+        channels = 0 if self._u is None else self._u.shape[-1]
+        check_vectors("input_jvp(w=...): w", w, self.h.shape[:-1], channels)
         if self._u is None:
             return self.h.new_zeros(*w.shape[:-1], self.h.shape[-1])
         return _many(_push(self._of_input, self._u), w, self.h.ndim)
 
     def input_vjp(self, a: Float[Tensor, "*lead state"]) -> Float[Tensor, "*lead channel"]:
         """C^T a."""
+        check_vectors("input_vjp(a=...): a", a, self.h.shape[:-1], self.h.shape[-1])
         if self._u is None:
             return a.new_zeros(*a.shape[:-1], 0)
         _, pull, *_ = vjp(self._of_input, self._u)
@@ -135,6 +140,9 @@ class AutogradLinearization(Linearization):
 
     def parameter_jvp(self, direction: Directions) -> Float[Tensor, "*batch state"]:
         """B v."""
+        check_directions(direction, self._parameters)
+        if not direction:
+            return torch.zeros_like(self.h)
         names = list(direction)
 
         def of(*values: Tensor) -> Tensor:
@@ -148,6 +156,8 @@ class AutogradLinearization(Linearization):
 
     def parameter_vjp(self, a: Float[Tensor, "*batch state"], keep: int = 0) -> Blocks:
         """B^T a by name."""
+        check_vectors("parameter_vjp(a=...): a", a, self.h.shape[:-1], self.h.shape[-1], lead=False)
+        check_keep(keep, self.h.ndim - 1)
         if not self._parameters:
             return {}
         if keep == 0:
