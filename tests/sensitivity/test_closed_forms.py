@@ -23,7 +23,9 @@ LAGS = torch.tensor([0.0, 0.3, 1.0, 4.0, 25.0], dtype=torch.float64)
 def weight_of(kind):
     if kind == "random":
         return torch.randn(3, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    return torch.tensor({"zero": [[0.0, 0.0], [0.0, 0.0]], "non-normal": [[0.6, 3.0], [0.0, 0.6]]}[kind]).double()
+    return torch.tensor(
+        {"zero": [[0.0, 0.0], [0.0, 0.0]], "non-normal": [[0.6, 3.0], [0.0, 0.6]]}[kind]
+    ).double()
 
 
 @pytest.mark.parametrize("kind", ["zero", "random", "non-normal"])
@@ -45,11 +47,13 @@ def test_gates_alone_are_one_exponential():
     zero = torch.zeros(2, 2, dtype=torch.float64)
     phi = linear_transport(zero, 0.4, 2.0, LAGS)
     expected = torch.exp(-0.4 * LAGS / 2.0)
-    torch.testing.assert_close(phi.diagonal(dim1=1, dim2=2), expected[:, None].expand(-1, 2), rtol=1e-13, atol=0.0)
+    torch.testing.assert_close(
+        phi.diagonal(dim1=1, dim2=2), expected[:, None].expand(-1, 2), rtol=1e-13, atol=0.0
+    )
 
 
 def gated(rates, xs=None):
-    """A MultiGate that no state acts on: rates (unit,), or driven gates sigma(x) for inputs (interval, unit)."""
+    """A MultiGate that no state acts on: rates (unit,), or gates sigma(x) driven by inputs x."""
     n = len(rates) if xs is None else xs.shape[-1]
     field = ct.MultiGate(0 if xs is None else n, n, dtype=torch.float64)
     with torch.no_grad():
@@ -130,7 +134,10 @@ def test_a_network_of_frozen_gates_has_that_envelope(kind):
 def test_slow_rates_make_power_laws():
     """A density that stays finite at rate 0 leaves 1/lag behind, and gamma^(k-1) leaves lag^-k."""
     lags = torch.logspace(4, 6, 9, dtype=torch.float64)
-    for envelope, exponent in ((uniform_envelope(lags, 0.0, 1.0), 1.0), (gamma_envelope(lags, 0.6, 1.0), 0.6)):
+    for envelope, exponent in (
+        (uniform_envelope(lags, 0.0, 1.0), 1.0),
+        (gamma_envelope(lags, 0.6, 1.0), 0.6),
+    ):
         slope = np.polyfit(np.log(lags.numpy()), np.log(envelope.numpy()), 1)[0]
         assert slope == pytest.approx(-exponent, abs=1e-4)
 

@@ -49,7 +49,8 @@ def test_r_squared_does_not_see_the_wrong_base():
     """A gate of 0.8 on the new value keeps 0.2 per step; 0.8 per step fits a straight line as well (F4)."""
     lags = np.arange(9.0)
     right, wrong = (fit_envelope(lags, base**lags, "exponential") for base in (0.2, 0.8))
-    assert right.r_squared == pytest.approx(1.0) and wrong.r_squared == pytest.approx(1.0)
+    assert right.r_squared == pytest.approx(1.0)
+    assert wrong.r_squared == pytest.approx(1.0)
     assert wrong.parameter / right.parameter == pytest.approx(math.log(0.2) / math.log(0.8), rel=1e-12)
 
 
@@ -58,15 +59,19 @@ def test_what_cannot_be_fitted_is_left_out():
     gaps = np.exp(-LAGS)
     gaps[5], gaps[6] = 0.0, np.nan
     fit = fit_envelope(LAGS, gaps, "exponential")
-    assert fit.points == 4 and fit.parameter == pytest.approx(clean.parameter, rel=1e-12)
+    assert fit.points == 4
+    assert fit.parameter == pytest.approx(clean.parameter, rel=1e-12)
     one = fit_envelope(LAGS[:2], np.exp(-LAGS[:2]), "exponential")
-    assert one.points == 1 and math.isnan(one.parameter) and math.isnan(one.r_squared)
+    assert one.points == 1
+    assert math.isnan(one.parameter)
+    assert math.isnan(one.r_squared)
 
 
 def test_growth_and_rest():
     assert fit_envelope(LAGS, np.exp(LAGS / 3.0), "exponential").parameter == pytest.approx(-3.0)
     still = fit_envelope(LAGS, np.ones_like(LAGS), "exponential")
-    assert still.parameter == math.inf and math.isnan(still.r_squared)
+    assert still.parameter == math.inf
+    assert math.isnan(still.r_squared)
 
 
 @pytest.mark.parametrize(
