@@ -8,15 +8,18 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ctgate.dense import take_nodes
+from ctgate.dense import Dense, Extension, take_nodes
+from ctgate.problem import ODEProblem
 from ctgate.sensitivity.segments import Segment, alike, column, jacobians, join, over
 from ctgate.solution import Solution
 
 # Gauss-Legendre, 3 points.
 _PLACES = (0.5 - math.sqrt(15.0) / 10.0, 0.5, 0.5 + math.sqrt(15.0) / 10.0)
-# After so many halvings a stretch is a millionth of a step: what is not resolved there is not smooth.
-_DEPTH = 20
-_LOOSEST = 1e-8
+# Where A jumps inside a step halves agree after log2 of the tolerance; after so many nothing agrees.
+_DEPTH = 50
+# The error of transport along a solution, as a share of its rtol; and where it has none.
+_SHARE = 0.01
+_TOLERANCE = 1e-8
 _Cells = Callable[[Tensor, Tensor], Segment]
 
 
@@ -27,7 +30,9 @@ def segments_of_flow(sol: Solution, starts: Tensor, stops: Tensor, strength: flo
     A stretch is cut at the ends of accepted steps, so at knots too, where A jumps, and then halved until the
     halves agree with the whole.
 
-    Raises: RuntimeError where halving leads nowhere.
+    Where leaks are long against a step and change within it, a stretch of about 1/leak is what resolves them.
+
+    Raises: RuntimeError where the transport is not finite, or halving leads nowhere.
     """
     assert sol.prob is not None
     assert not isinstance(sol.dense, str)
@@ -45,9 +50,10 @@ def segments_of_flow(sol: Solution, starts: Tensor, stops: Tensor, strength: flo
     cuts = torch.where(after + number < until, cuts, stops)
     edges = torch.cat([starts[None], cuts, stops[None]])
     eps = torch.finfo(h0.dtype).eps
-    asked = _LOOSEST if sol.tolerances is None else min(sol.tolerances[0], _LOOSEST)
+    asked = _TOLERANCE if sol.tolerances is None else _SHARE * sol.tolerances[0]
     tolerance = max(asked, 100.0 * eps)
-    cells = partial(_cells, sol, strength)
+    path = sol.dense.frozen() if isinstance(sol.dense, Dense) else sol.dense
+    cells = partial(_cells, sol.prob, path, strength)
 
     def part(begin: Tensor, end: Tensor) -> Segment:
         return _refined(cells, cells(begin, end), begin, end, tolerance, _DEPTH)
@@ -68,11 +74,13 @@ def _refined(
     rough = (~_agree(whole, joined, tolerance)).nonzero().squeeze(-1)
     if len(rough) == 0:
         return joined
-    if depth == 0:
-        low, high = float(start[rough[0]].min()), float(stop[rough[0]].max())
+    lost = (~joined.phi.isfinite()).flatten(1).any(1).nonzero().squeeze(-1)
+    if depth == 0 or len(lost):
+        worst = int(lost[0] if len(lost) else rough[0])
         raise RuntimeError(
-            f"the transport is not resolved on [{low}, {high}] after {_DEPTH} halvings: the Jacobian is not "
-            "finite there, or it jumps inside a step; jumps belong into a control, which tells the solver"
+            f"the transport over [{float(start[worst].min())}, {float(stop[worst].max())}] is "
+            f"{'not finite' if len(lost) else 'not resolved by halving'}; look at the field's Jacobian, "
+            "field.jacobian(t, h, u), there"
         )
     both = torch.cat([rough, rough + count])
     finer = _refined(cells, halves.take(both), begin[both], end[both], tolerance, depth - 1)
@@ -83,7 +91,7 @@ def _refined(
 
 
 def _agree(whole: Segment, halves: Segment, tolerance: float) -> Tensor:
-    """Which stretches agree with their halves, (m,): relative to the norm, the leak in every unit."""
+    """Which stretches agree with their halves, (m,): relative to the norm, the leak by its exponent."""
 
     def size(matrix: Tensor) -> Tensor:
         return matrix.abs().sum(-1).amax(-1)
@@ -91,11 +99,12 @@ def _agree(whole: Segment, halves: Segment, tolerance: float) -> Tensor:
     exact = size(halves.phi - whole.phi) <= tolerance * size(halves.phi)
     scale = size(halves.first) + halves.leak.amax(-1)
     linear = size(halves.first - whole.first) <= tolerance * scale
-    leaks = ((halves.leak - whole.leak).abs() <= tolerance * halves.leak).all(-1)
+    exponent, other = halves.leak.log(), whole.leak.log()
+    leaks = ((exponent - other).abs() <= tolerance * exponent.abs().clamp(min=1.0)).all(-1)
     return (exact & linear & leaks).reshape(len(exact), -1).all(-1)
 
 
-def _cells(sol: Solution, strength: float, start: Tensor, stop: Tensor) -> Segment:
+def _cells(prob: ODEProblem, path: Extension, strength: float, start: Tensor, stop: Tensor) -> Segment:
     r"""exp of the Magnus series of order 6 over each stretch; with A constant it is exact.
 
     With :math:`A_1, A_2, A_3` at the Gauss points, :math:`\alpha_1 = \Delta A_2`,
@@ -109,10 +118,9 @@ def _cells(sol: Solution, strength: float, start: Tensor, stop: Tensor) -> Segme
     S. Blanes, F. Casas, J. A. Oteo and J. Ros, Phys. Rep. 470 (2009) 151. To first order in the coupling one
     factor of each commutator is diagonal, and exp is a divided difference.
     """
-    assert sol.prob is not None
     size = stop - start
     times = torch.cat([start + place * size for place in _PLACES])
-    jacobian = jacobians(sol.prob, times, sol(times))
+    jacobian = jacobians(prob, times, path(times))
     shape = (3, len(size), *jacobian.coupling.shape[1:])
     length = column(size, jacobian.leak[: len(size)])
     # Where a sample stands still its Jacobian need not be finite.

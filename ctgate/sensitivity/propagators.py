@@ -52,7 +52,8 @@ def propagators(
     A solution by ``Euler`` is the map :math:`h_{k+1} = h_k + \Delta_k f(h_k, u_k)`: :math:`1 + \Delta_k A_k`
     at the state before each step, later factors on the left. Any other is the flow along ``sol(t)``:
     exponentials of the Magnus series of order 6 on the accepted steps, halved until the halves agree with the
-    whole to the smaller of rtol and 1e-8, but 100 eps of the dtype; exact where A is constant.
+    whole to a hundredth of rtol (1e-8 where there is none), but not below 100 eps of the dtype; exact where A
+    is constant. Fast units whose rate changes cost about one stretch per time constant.
 
     Parameters:
         edges: never decreasing, ``(J + 1,)``, or ``(J + 1, *batch)`` with ends of each sample. Step numbers
@@ -63,7 +64,7 @@ def propagators(
 
     Raises: ValueError for edges that do not fit, or a solve that failed; RuntimeError for a solution that was
         loaded from a file or solved with ``dense=False``, for tensors that changed since the solve, and where
-        the field's Jacobian is not finite or jumps inside a step.
+        the transport is not finite.
 
     Source: THEORY.md 14.
     """
