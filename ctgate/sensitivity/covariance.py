@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Batch = Control | Float[Tensor, "time sample channel"]
 OptimizerState = torch.optim.Optimizer | Mapping[str, Tensor]
 # What Adam adds to the root of its second moment.
-_ADAM_EPS = 1e-8
+ADAM_EPS = 1e-8
 
 
 def gradient_covariance(
@@ -43,7 +43,7 @@ def gradient_covariance(
     :math:`\langle g g^\top\rangle`) and of :math:`(G - \bar g)/\sqrt{n-1}` (``moment="covariance"``):
 
     - ``anisotropy`` :math:`\sigma_1/\sigma_r`, r the numerical rank;
-    - ``energy`` :math:`\sum_{j\le k}\sigma_j^2/\sum_j\sigma_j^2`, its first entry being how much of the
+    - ``concentration`` :math:`\sum_{j\le k}\sigma_j^2/\sum_j\sigma_j^2`, whose first entry is how much of the
       gradient lies along one direction;
     - ``participation_ratio`` :math:`(\sum\sigma^2)^2/\sum\sigma^4`, how many directions share it;
     - ``mean_norm`` :math:`|\bar g|`, ``signal_to_noise`` :math:`|\bar g|/\sqrt{\mathrm{tr}\,C/n}`, the mean
@@ -213,7 +213,7 @@ def _labelled(rows: Rows, moments: Rows, attributes: dict[str, Any]) -> "xr.Data
 
 _VARIABLES: dict[str, tuple[tuple[str, ...], str, str]] = {
     "singular_value": (("moment", "rank"), "singular values of the scaled gradients", "loss/parameter"),
-    "energy": (("moment", "rank"), "share of the energy in the leading directions", "1"),
+    "concentration": (("moment", "rank"), "share of the energy in the leading directions", "1"),
     "adam_direction_alignment": (("moment", "rank"), "cosine of a direction's squares with Adam's v", "1"),
     "anisotropy": (("moment",), "largest over smallest singular value within the rank", "1"),
     "numerical_rank": (("moment",), "singular values above rounding", "1"),
@@ -235,10 +235,10 @@ def _moment(g: Tensor, v: Tensor, sizes: list[int]) -> dict[str, Tensor]:
     owner = torch.arange(len(sizes), device=g.device).repeat_interleave(torch.tensor(sizes, device=g.device))
     ratio, rank = anisotropy(sigma, g.shape)
     known = torch.arange(len(sigma), device=sigma.device) < rank
-    scaled = torch.linalg.svdvals(g / (v.sqrt() + _ADAM_EPS))
+    scaled = torch.linalg.svdvals(g / (v.sqrt() + ADAM_EPS))
     return {
         "singular_value": sigma,
-        "energy": energies.cumsum(0) / total,
+        "concentration": energies.cumsum(0) / total,
         "adam_direction_alignment": torch.where(known, cosine(directions.square(), v), torch.nan),
         "anisotropy": ratio,
         "numerical_rank": rank,

@@ -174,7 +174,7 @@ def expected(g, v, scale):
 
     return {
         "singular_value": sigma,
-        "energy": np.cumsum(sigma**2) / np.trace(matrix),
+        "concentration": np.cumsum(sigma**2) / np.trace(matrix),
         "anisotropy": sigma[0] / sigma[rank - 1],
         "numerical_rank": rank,
         "participation_ratio": np.trace(matrix) ** 2 / np.trace(matrix @ matrix),
