@@ -54,7 +54,16 @@ from ctgate.sensealg import (
     GaussAdjoint,
     InterpolatingAdjoint,
 )
-from ctgate.sensitivity import DirectedSensitivity, Loss, Sensitivity, sensitivity, sensitivity_jvp
+from ctgate.sensitivity import (
+    AdjointFlow,
+    DirectedSensitivity,
+    Loss,
+    Sensitivity,
+    adjoint,
+    sensitivity,
+    sensitivity_jvp,
+)
+from ctgate.sensitivity.coupling import coupled_flow
 from ctgate.sensitivity.covariance import gradient_covariance
 from ctgate.sensitivity.lags import gradient_by_lag
 from ctgate.sensitivity.profile import expansion_error, sensitivity_profile
@@ -71,6 +80,7 @@ __all__ = [
     "LSTM",
     "LTC",
     "RK4",
+    "AdjointFlow",
     "BacksolveAdjoint",
     "Bosh3",
     "Control",
@@ -114,7 +124,9 @@ __all__ = [
     "Tsit5",
     "VectorField",
     "ZeroOrderHold",
+    "adjoint",
     "convergence",
+    "coupled_flow",
     "effective_rates",
     "expansion",
     "expansion_error",

@@ -149,7 +149,7 @@ class ReversePass:
         equation: Adjoint
         if self.augmented:
             equation = AugmentedAdjoint(self.prob, path, self.names, self.source)
-            begin = torch.cat((a, a.new_zeros(*a.shape[:-1], equation.state_size - a.shape[-1])), -1)
+            begin = torch.cat((a, a.new_zeros(*a.shape[:-1], equation.integral_size)), -1)
         else:
             equation = Adjoint(self.prob, path, self.source)
             begin = a
@@ -188,7 +188,7 @@ class ReversePass:
         """Add the samples' integrals to the gradient."""
         total = integral.reshape(-1, integral.shape[-1]).sum(0)
         parameters = self.prob.named_parameters()
-        blocks = total.split([parameters[name].numel() for name in self.names])
+        blocks = torch.split(total, [parameters[name].numel() for name in self.names])
         for name, block in zip(self.names, blocks, strict=True):
             self.result.parameters[name] += block.reshape(parameters[name].shape)
 

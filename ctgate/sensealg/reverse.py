@@ -123,7 +123,8 @@ class AugmentedAdjoint(Adjoint):
         self.names = list(names)
         self.adjoint_size = prob.h0.shape[-1]
         parameters = prob.named_parameters()
-        self.state_size = self.adjoint_size + sum(parameters[name].numel() for name in names)
+        self.integral_size = sum(parameters[name].numel() for name in names)
+        self.state_size = self.adjoint_size + self.integral_size
 
     def forward(
         self, t: Time, h: Float[Tensor, "*batch state"], u: Float[Tensor, "*#batch channel"] | None = None
