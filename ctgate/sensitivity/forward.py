@@ -56,7 +56,7 @@ class Sensitivity:
         return self.unpack(self.joint(t))[1]
 
     def to_xarray(self) -> "xr.Dataset":
-        """``state`` and ``sensitivity`` (time, batch, unit, parameter), the parameters' entries one after the
+        """``state`` and ``sensitivity`` (time, batch, unit, entry), the parameters' entries one after the
         other, and ``initial_sensitivity`` where derivatives by h0 are there."""
         from ctgate.sensitivity.labels import sensitivity_dataset
 

@@ -15,8 +15,13 @@ from ctgate.storage.dataset import array
 Shapes = Mapping[str, Sequence[int]]
 
 
+def label(long_name: str, units: str) -> dict[str, str]:
+    """The attributes of a variable."""
+    return {"long_name": long_name, "units": units}
+
+
 def attributes(sol: Solution) -> dict[str, Any]:
-    """How a solution came about: version, algorithm, tolerances, dtype, device."""
+    """How a solution came about, and how it ended: version, algorithm, tolerances, dtype, device."""
     return {
         "ctgate_version": __version__,
         "algorithm": sol.stats.algorithm,
@@ -24,6 +29,7 @@ def attributes(sol: Solution) -> dict[str, Any]:
         "atol": np.nan if sol.tolerances is None else sol.tolerances[1],
         "dtype": str(sol.hs.dtype).removeprefix("torch."),
         "device": str(sol.hs.device),
+        "retcode": sol.retcode.name,
     }
 
 
@@ -36,15 +42,16 @@ def time_coordinate(ts: Tensor) -> dict[str, Any]:
 
 
 def parameter_coordinates(shapes: Shapes) -> dict[str, Any]:
-    """The entries of parameters one after the other: ``parameter`` (``weight_hh[0,1]``) and its ``block``."""
+    """The entries of parameters one after the other: ``entry`` (``weight_hh[0,1]``) and its ``block``, the
+    parameter that it belongs to."""
     entries, blocks = [], []
     for name, shape in shapes.items():
         for place in np.ndindex(*shape):
             entries.append(f"{name}[{','.join(map(str, place))}]" if place else name)
             blocks.append(name)
     return {
-        "parameter": ("parameter", entries, {"long_name": "entry of a parameter", "units": "1"}),
-        "block": ("parameter", blocks, {"long_name": "parameter that the entry belongs to", "units": "1"}),
+        "entry": ("entry", entries, {"long_name": "entry of a parameter", "units": "1"}),
+        "block": ("entry", blocks, {"long_name": "parameter that the entry belongs to", "units": "1"}),
     }
 
 
@@ -62,7 +69,7 @@ def sensitivity_dataset(sol: Solution, derivatives: Mapping[str, Tensor]) -> xr.
         rows = torch.cat([value.reshape(*sol.hs.shape, -1) for value in blocks.values()], -1)
         label = {"long_name": "sensitivity dh/dtheta", "units": "1 / parameter"}
         values = array(rows).reshape(steps, -1, size, rows.shape[-1])
-        variables["sensitivity"] = (("time", "batch", "unit", "parameter"), values, label)
+        variables["sensitivity"] = (("time", "batch", "unit", "entry"), values, label)
         coordinates |= parameter_coordinates({name: v.shape[batch + 1 :] for name, v in blocks.items()})
     if "h0" in derivatives:
         label = {"long_name": "sensitivity dh/dh0 to the sample's own initial state", "units": "1"}

@@ -220,8 +220,8 @@ def test_as_a_dataset():
     prob = problem("Leaky", OWN)
     result = ct.sensitivity(prob, ct.Euler(0.4), h0=True)
     data = result.to_xarray()
-    assert data["sensitivity"].dims == ("time", "batch", "unit", "parameter")
-    picked = data["sensitivity"].sel(parameter="weight_hh[1,0]").values
+    assert data["sensitivity"].dims == ("time", "batch", "unit", "entry")
+    picked = data["sensitivity"].sel(entry="weight_hh[1,0]").values
     assert (picked == result["weight_hh"][..., 1, 0].numpy()).all()
     assert (data["initial_sensitivity"].values == result["h0"].numpy()).all()
     assert set(data["block"].values) == set(prob.named_parameters())
