@@ -63,11 +63,15 @@ from ctgate.sensitivity import (
     sensitivity,
     sensitivity_jvp,
 )
+from ctgate.sensitivity.analogies import equivalent_adam, equivalent_momentum, equivalent_schedule
 from ctgate.sensitivity.coupling import coupled_flow
 from ctgate.sensitivity.covariance import gradient_covariance
 from ctgate.sensitivity.lags import gradient_by_lag
+from ctgate.sensitivity.per_sample import per_sample_gradients
+from ctgate.sensitivity.preconditioner import adam_by_unit, preconditioner
 from ctgate.sensitivity.profile import expansion_error, sensitivity_profile
 from ctgate.sensitivity.rates import effective_rates
+from ctgate.sensitivity.tangent import gramian, tangent_kernel
 from ctgate.sensitivity.transport import Expansion, expansion, transition
 from ctgate.solution import Solution
 from ctgate.solve import solve
@@ -124,10 +128,14 @@ __all__ = [
     "Tsit5",
     "VectorField",
     "ZeroOrderHold",
+    "adam_by_unit",
     "adjoint",
     "convergence",
     "coupled_flow",
     "effective_rates",
+    "equivalent_adam",
+    "equivalent_momentum",
+    "equivalent_schedule",
     "expansion",
     "expansion_error",
     "from_pandas",
@@ -135,13 +143,17 @@ __all__ = [
     "from_xarray",
     "gradient_by_lag",
     "gradient_covariance",
+    "gramian",
     "jacobian",
     "load",
+    "per_sample_gradients",
+    "preconditioner",
     "remake",
     "sensitivity",
     "sensitivity_jvp",
     "sensitivity_profile",
     "solve",
+    "tangent_kernel",
     "to_pandas",
     "to_sequences",
     "to_xarray",

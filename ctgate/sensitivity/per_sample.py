@@ -1,7 +1,7 @@
 r"""The gradient of every sample's own loss, all samples at once."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,19 +10,17 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from ctgate.algorithms import Algorithm, Euler, ScipyAlgorithm
-from ctgate.controls.times import FLOAT64_EPS, rounding_of
-from ctgate.integrators.dynamics import beside
-from ctgate.integrators.grid import time_resolution
-from ctgate.kernels import Linearization
 from ctgate.problem import ODEProblem, remake
-from ctgate.sensitivity.loss import Loss, Slope, quadrature
+from ctgate.sensitivity.adjoint import readout_gradient
+from ctgate.sensitivity.injections import at_nodes, injections
+from ctgate.sensitivity.loss import Loss
+from ctgate.sensitivity.propagators import nodes_of
+from ctgate.sensitivity.reverse_map import backwards, pulled_sums, step_sizes
 from ctgate.solution import Solution
 from ctgate.solve import solve
 from ctgate.stacking import own_parameters
 
 Rows = dict[str, Tensor]
-# State variables in one call of the field on a piece of the trajectory: tens of megabytes of intermediates.
-_CALL = 2**20
 
 
 def per_sample_gradients(
@@ -43,7 +41,8 @@ def per_sample_gradients(
 
     whose products with :math:`B^\top` are kept by sample. Any other method is solved with a copy of the
     parameters for every sample (``torch.func.vmap`` over them in the field), so that reverse differentiation
-    leaves the rows in the copies; samples share its steps as they do without copies.
+    leaves the rows in the copies; samples share its steps as they do without copies. That takes the memory of
+    the rows, and of what is kept for the reverse pass, several times over.
 
     Parameters:
         prob: the problem, states ``(sample, state)``. Its graph is not followed.
@@ -164,110 +163,6 @@ def _by_copies(total: Tensor, copies: Rows, readout: nn.Module | None) -> tuple[
 
 
 def _by_reverse_loop(sol: Solution, loss: Loss, names: list[str]) -> tuple[Rows, Rows]:
-    assert sol.prob is not None
-    direct, seen = direct_slopes(sol, loss)
-    weights = reverse_weights(sol, direct)
-    rows = parameter_rows(sol, weights)
-    return {name: rows[name] for name in names}, seen
-
-
-def direct_slopes(sol: Solution, loss: Loss) -> tuple[Tensor, Rows]:
-    """dL/dh at every node of an Euler solution, ``(node, *batch, state)``, as the costs see it without any
-    dynamics, and the gradient by the readout's parameters."""
-    out = sol.output_slice
-    direct = torch.zeros_like(sol.hs)
-    seen: Rows = {}
-
-    def add(slope: Slope) -> Tensor:
-        for name, row in slope.readout.items():
-            seen[name] = seen[name] + row if name in seen else row
-        return slope.state
-
-    if loss.terminal is not None:
-        direct[-1] += add(loss.terminal_slope(sol.hs[-1], out))
-    for k, time in enumerate(loss.times.to(sol.ts.device)):
-        node = _node(sol.ts, time, k).expand(sol.hs.shape[1:-1])
-        index = node[None, ..., None].expand(1, *sol.hs.shape[1:])
-        h = sol.hs.gather(0, index)[0]
-        direct.scatter_add_(0, index, add(loss.slope_at(k, h, out))[None])
-    if loss.running is not None:
-        for k, (t, h, weight) in enumerate(quadrature(sol)):
-            cost, size = loss.running, weight.to(h.dtype)
-
-            def share(y: Tensor, t: Tensor = t, cost: Any = cost, size: Tensor = size) -> Tensor:
-                value: Tensor = size * cost(t, y)
-                return value
-
-            direct[k] += add(loss.slope(share, h, out))
-    return direct, seen
-
-
-def _node(ts: Tensor, time: Tensor, k: int) -> Tensor:
-    """The number of the node at a time, one for each sample where they have their own."""
-    distance = (ts - time).abs()
-    near, node = distance.min(0)
-    if not bool((near <= rounding_of(time, FLOAT64_EPS)).all()):
-        raise ValueError(
-            f"Loss(at=...): times[{k}] is {time.tolist()}, which is between two steps of Euler; its states "
-            "are those at the ends of its steps"
-        )
-    return node
-
-
-def reverse_weights(sol: Solution, direct: Tensor) -> Tensor:
-    r""":math:`dt_k a_{k+1}` of every step of an Euler solution, ``(step, *batch, state)``, from dL/dh without
-    dynamics at every node: what :math:`B_k^\top` is to be multiplied with."""
-    assert sol.prob is not None
-    prob = sol.prob
-    sizes = step_sizes(sol)
-    us = None if prob.control is None else prob.control(sol.ts[:-1])
-    weights = torch.empty_like(sol.hs[:-1])
-    a = direct[-1]
-    for k in range(len(sizes) - 1, -1, -1):
-        weights[k] = sizes[k] * a
-        at = prob.call("linearize", beside(sol.ts[k]), sol.hs[k], None if us is None else us[k])
-        a = a + at.vjp(weights[k]) + direct[k]
-    return weights
-
-
-def step_sizes(sol: Solution) -> Tensor:
-    """The steps that Euler took, shaped to multiply states: ``(step, ..., 1)``."""
-    assert sol.prob is not None
-    assert isinstance(sol.alg, Euler)
-    ts, dt = sol.ts.detach(), sol.alg.dt
-    # As the solver has it: a step within rounding of dt is dt.
-    reach = torch.maximum(ts[:-1].abs(), ts[1:].abs()).clamp(min=dt)
-    slack = rounding_of(reach, time_resolution(sol.prob.control)).clamp(max=1e-3 * dt)
-    sizes = ts.diff(dim=0)
-    sizes = torch.where((sizes - dt).abs() <= slack, dt, sizes).to(sol.hs.dtype)
-    return sizes.reshape(*sizes.shape, *(1,) * (sol.hs.ndim - sizes.ndim))
-
-
-def parameter_rows(sol: Solution, weights: Tensor) -> Rows:
-    """The sum over steps of B_k^T weights_k, by name, ``(*batch, *shape)``."""
-    keep = sol.hs.ndim - 2
-    rows: Rows = {}
-    for piece, at in _linearizations(sol):
-        for name, row in at.parameter_vjp(weights[piece], keep=keep).items():
-            rows[name] = rows[name] + row if name in rows else row
-    return rows
-
-
-def _linearizations(sol: Solution) -> Iterator[tuple[slice | int, Linearization]]:
-    """The field around the start of every step: many steps at once where it does not read the time."""
-    assert sol.prob is not None
-    prob, starts, states = sol.prob, sol.ts[:-1], sol.hs[:-1]
-    control = prob.control
-    if not prob.field.autonomous:
-        for k, (t, h) in enumerate(zip(starts, states, strict=True)):
-            u = None if control is None else control(starts[k : k + 1])[0]
-            yield k, prob.call("linearize", beside(t), h, u)
-        return
-    length = max(1, _CALL // max(1, states[0].numel()))
-    for first in range(0, len(starts), length):
-        piece = slice(first, first + length)
-        us = None
-        if control is not None:
-            us = control(starts[piece])
-            us = us.reshape(len(us), *(1,) * (states.ndim - us.ndim), *us.shape[1:])
-        yield piece, prob.call("linearize", 0.0, states[piece], us)
+    direct = at_nodes(sol, nodes_of(sol), injections(sol, loss))
+    rows = pulled_sums(sol, step_sizes(sol) * backwards(sol, direct)[1:], keep=1)
+    return {name: rows[name] for name in names}, readout_gradient(sol, loss)

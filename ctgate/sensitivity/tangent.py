@@ -14,8 +14,8 @@ from ctgate.problem import ODEProblem
 from ctgate.sensitivity.covariance import anisotropy
 from ctgate.sensitivity.forward import sensitivity
 from ctgate.sensitivity.labels import attributes
-from ctgate.sensitivity.per_sample import step_sizes
 from ctgate.sensitivity.propagators import check_solution, nodes_of, propagators
+from ctgate.sensitivity.reverse_map import step_sizes
 from ctgate.sensitivity.segments import column, jacobians
 from ctgate.solution import Solution
 from ctgate.storage.dataset import array

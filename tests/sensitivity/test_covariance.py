@@ -10,6 +10,7 @@ from torch import nn
 import ctgate as ct
 from ctgate.sensitivity import Loss
 from ctgate.sensitivity.per_sample import per_sample_gradients
+from ctgate.sensitivity.reverse_map import pulled_sums
 from tests.typechecker import unchecked
 
 SAMPLES, STEPS, INPUT, HIDDEN = 4, 7, 2, 3
@@ -140,7 +141,7 @@ def test_a_long_trajectory_is_taken_in_pieces(monkeypatch):
     prob = problem(ct.GRU)
     of, _ = losses(prob.field, normal(SAMPLES, seed=5), [2.0])
     whole = per_sample_gradients(prob, of(slice(None)), ct.Euler(dt=0.2))
-    monkeypatch.setattr(sys.modules[per_sample_gradients.__module__], "_CALL", 3 * SAMPLES * HIDDEN)
+    monkeypatch.setattr(sys.modules[pulled_sums.__module__], "_CALL", 3 * SAMPLES * HIDDEN)
     assert_same(per_sample_gradients(prob, of(slice(None)), ct.Euler(dt=0.2)), whole, 1e-14)
 
 
@@ -266,7 +267,7 @@ def test_what_does_not_fit_is_named(gru):
         covariance(field, Loss(terminal=lambda h: h.sum()), x)
     with pytest.raises(ValueError, match="1 sample; a spread needs two"):
         covariance(field, Loss(terminal=lambda h: h.sum(-1)), x[:, :1])
-    with pytest.raises(ValueError, match=r"times\[0\] is 0.5, which is between two steps"):
+    with pytest.raises(ValueError, match=r"t = 0\.5, between two steps of Euler"):
         covariance(field, Loss(at=([0.5], lambda k, h: h.sum(-1))), x)
     with pytest.raises(ValueError, match="which gradients do not pass"):
         covariance(field, loss, x, ct.LSODA())
