@@ -60,6 +60,7 @@ from ctgate.sensitivity import (
     Loss,
     Sensitivity,
     adjoint,
+    check_sensitivities,
     sensitivity,
     sensitivity_jvp,
 )
@@ -130,6 +131,7 @@ __all__ = [
     "ZeroOrderHold",
     "adam_by_unit",
     "adjoint",
+    "check_sensitivities",
     "convergence",
     "coupled_flow",
     "effective_rates",

@@ -1,6 +1,7 @@
 """Sensitivities of solutions: how states, parameters and losses hang together over time."""
 
 from ctgate.sensitivity.adjoint import AdjointFlow, adjoint
+from ctgate.sensitivity.check import check_sensitivities
 from ctgate.sensitivity.forward import DirectedSensitivity, Sensitivity, sensitivity, sensitivity_jvp
 from ctgate.sensitivity.loss import Loss
 
@@ -10,6 +11,7 @@ __all__ = [
     "Loss",
     "Sensitivity",
     "adjoint",
+    "check_sensitivities",
     "sensitivity",
     "sensitivity_jvp",
 ]
