@@ -29,7 +29,7 @@ FLOORS = (
     {"problem", "guard", "algorithms", "retcode"},
     {"integrators", "dense"},
     {"sensealg"},
-    {"run", "run_samples", "solve", "solution", "options", "failure", "storage", "ensembles", "stacking"},
+    {"run", "run_adjoint", "run_samples", "solve", "solution", "options", "failure", "storage", "ensembles", "stacking"},
     {"convergence", "tasks", "training", "sensitivity"},
     {"dynamics", "meanfield", "learnability"},
     {"init", "experiments", "diagnose"},
