@@ -35,7 +35,7 @@ class Clock(NamedTuple):
 class Lagged(NamedTuple):
     """Transport from t - lag to t: ``segment`` (time, *batch, ...), of which ``phi`` times ``exp(log_phi)``
     is the exact one, and ``leak`` and ``first`` times ``exp(log_order)`` are the terms of order 0 and 1; the
-    logarithms (time, *batch). ``known`` says where t - lag is inside the solution."""
+    logarithms (time, *batch), float64. ``known`` says where t - lag is inside the solution."""
 
     segment: Segment
     log_phi: Tensor
@@ -170,7 +170,7 @@ def _shared_intervals(sol: Solution, starts: Tensor, stops: Tensor) -> Iterator[
 def _unit(sol: Solution, at: Tensor) -> Lagged:
     assert sol.prob is not None
     h0 = sol.prob.h0
-    zeros = h0.new_zeros(len(at), *h0.shape[:-1])
+    zeros = h0.new_zeros(len(at), *h0.shape[:-1], dtype=torch.float64)
     return Lagged(standing(h0, len(at)), zeros, zeros, torch.ones_like(at, dtype=torch.bool))
 
 
@@ -186,4 +186,7 @@ def _longer(total: Lagged, earlier: Segment) -> Lagged:
         segment.leak / order[..., None],
         segment.first / order[..., None, None],
     )
-    return Lagged(scaled, total.log_phi + exact.log(), total.log_order + order.log(), total.known)
+    logs = (
+        before + size.double().log() for before, size in ((total.log_phi, exact), (total.log_order, order))
+    )
+    return Lagged(scaled, *logs, total.known)

@@ -144,14 +144,13 @@ def _spectrum(lagged: Lagged, order: Order, directions: int) -> _Spectrum:
     energy = (values / largest.unsqueeze(-1)).square()
     concentration = energy[..., :r].sum(-1) / energy.sum(-1)
     known = _beside_batch(lagged.known, largest)
-    return _Spectrum(
-        *(torch.where(known, x, torch.nan) for x in (largest.log() + scale, anisotropy, concentration))
-    )
+    numbers = (largest.double().log() + scale, anisotropy, concentration)
+    return _Spectrum(*(torch.where(known, x, torch.nan) for x in numbers))
 
 
 def _remainders(lagged: Lagged) -> tuple[Tensor, Tensor]:
     segment = lagged.segment
-    shift = (lagged.log_order - lagged.log_phi).exp()[..., None, None]
+    shift = (lagged.log_order - lagged.log_phi).exp().to(segment.phi.dtype)[..., None, None]
     zeroth = shift * torch.diag_embed(segment.leak)
     first = zeroth + shift * segment.first
     norm = torch.linalg.matrix_norm(segment.phi)
