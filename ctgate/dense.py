@@ -188,29 +188,29 @@ def evaluate(
 
 
 def _evaluate(prob: ODEProblem, method: str, ts: Tensor, hs: Tensor, side: str) -> Tensor | dict[str, Tensor]:
-    if prob.field.autonomous:
-        us = None
-        if prob.control is not None:
-            us = prob.control(ts, side)
-            us = us.reshape(len(ts), *(1,) * (hs.ndim - us.ndim), *us.shape[1:])
-        return prob.call(method, 0.0, hs, us)  # type: ignore[no-any-return]
-    if prob.field.broadcasts_time:
-        us = None
-        if prob.control is not None:
-            us = prob.control(ts, side)
-            us = us.reshape(len(ts), *(1,) * (hs.ndim - us.ndim), *us.shape[1:])
-        column = ts.reshape(*ts.shape, *(1,) * (hs.ndim - ts.ndim))
-        return prob.call(method, column, hs, us)  # type: ignore[no-any-return]
-    inputs: Iterable[Tensor | None] = repeat(None)
-    if prob.control is not None:
-        inputs = prob.control(ts, side).unbind(0)
-    rows = [
-        prob.call(method, beside(t), h, u)
-        for t, h, u in zip(ts.unbind(0), hs.unbind(0), inputs, strict=False)
-    ]
+    whole, pieces = arguments(prob, ts, hs, side)
+    rows = [prob.call(method, *piece) for piece in pieces]
+    if whole:
+        return rows[0]  # type: ignore[no-any-return]
     if isinstance(rows[0], dict):
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
     return torch.stack(rows)
+
+
+def arguments(
+    prob: ODEProblem, ts: Tensor, hs: Tensor, side: str = "right"
+) -> tuple[bool, list[tuple[float | Tensor, Tensor, Tensor | None]]]:
+    """(t, h, u) to call a method of the field with, for times ``(time,)`` or ``(time, *batch)`` and states
+    ``(time, *batch, state)``: True and one triple of all times where the field takes that, else False and one
+    triple for each time."""
+    us = None if prob.control is None else prob.control(ts, side)
+    if prob.field.autonomous or prob.field.broadcasts_time:
+        if us is not None:
+            us = us.reshape(len(ts), *(1,) * (hs.ndim - us.ndim), *us.shape[1:])
+        column = ts.reshape(*ts.shape, *(1,) * (hs.ndim - ts.ndim))
+        return True, [(0.0 if prob.field.autonomous else column, hs, us)]
+    inputs: Iterable[Tensor | None] = repeat(None) if us is None else us.unbind(0)
+    return False, [(beside(t), h, u) for t, h, u in zip(ts.unbind(0), hs.unbind(0), inputs, strict=False)]
 
 
 @runtime_checkable

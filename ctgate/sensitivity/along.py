@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ctgate.dense import evaluate
-from ctgate.integrators.dynamics import beside
+from ctgate.dense import arguments
 from ctgate.kernels import Linearization
 from ctgate.problem import ODEProblem
 
@@ -49,14 +48,9 @@ class Along:
 def linearize(prob: ODEProblem, ts: Tensor, hs: Tensor) -> Along:
     """The field around states ``(time, *batch, state)`` at times ``(time,)`` or ``(time, *batch)``; the input
     is its limit from the right."""
-    names = list(prob.named_parameters())
-    if prob.field.autonomous or prob.field.broadcasts_time:
-        together = evaluate(prob, "linearize", ts, hs)
-        assert isinstance(together, Linearization)
-        return Along([together], True, names)
-    inputs = [None] * len(ts) if prob.control is None else prob.control(ts).unbind(0)
-    rows = zip(ts.unbind(0), hs.unbind(0), inputs, strict=True)
-    return Along([prob.call("linearize", beside(t), h, u) for t, h, u in rows], False, names)
+    whole, pieces = arguments(prob, ts, hs)
+    rows = [prob.call("linearize", *piece) for piece in pieces]
+    return Along(rows, whole, list(prob.named_parameters()))
 
 
 def unflat(vector: Tensor, like: Mapping[str, Tensor]) -> Blocks:

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from ctgate.algorithms import Euler
 from ctgate.controls.times import rounding_of
-from ctgate.dense import Dense, evaluate, take_nodes
+from ctgate.dense import Dense, arguments, take_nodes
 from ctgate.fields import Jacobian
-from ctgate.integrators.dynamics import beside
 from ctgate.integrators.grid import time_resolution
 from ctgate.problem import ODEProblem
 from ctgate.solution import Solution
@@ -86,15 +85,10 @@ def over(part: Callable[[Tensor, Tensor], Segment], starts: Tensor, stops: Tenso
 
 def jacobians(prob: ODEProblem, ts: Tensor, hs: Tensor) -> Jacobian:
     """The Jacobian at many times and states ``(time, *batch, ...)``, inputs as limits from the right."""
-    if prob.field.autonomous or prob.field.broadcasts_time:
-        together = evaluate(prob, "jacobian", ts, hs)
-        assert isinstance(together, Jacobian)
-        return together
-    inputs = [None] * len(ts) if prob.control is None else prob.control(ts).unbind(0)
-    rows = [
-        prob.call("jacobian", beside(t), h, u)
-        for t, h, u in zip(ts.unbind(0), hs.unbind(0), inputs, strict=True)
-    ]
+    whole, pieces = arguments(prob, ts, hs)
+    rows: list[Jacobian] = [prob.call("jacobian", *piece) for piece in pieces]
+    if whole:
+        return rows[0]
     return Jacobian(torch.stack([row.leak for row in rows]), torch.stack([row.coupling for row in rows]))
 
 
