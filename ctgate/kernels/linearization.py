@@ -92,6 +92,10 @@ class AutogradLinearization(Linearization):
 
     What users write is differentiated backwards only, products with A too (twice): some of torch's operations
     have no forward derivative, or a wrong one. No sample's f may depend on another sample's state.
+
+    Caution: torch 2.13 differentiates its layer norm wrongly a third time, and the gradient of its weight
+    under vmap a second time. The products of a field with one are right, but where they are differentiated
+    again those of :meth:`jvp`, and of :meth:`parameter_jvp` and :meth:`parameter_vjp` with ``keep``, are not.
     """
 
     def __init__(self, field: nn.Module, t: float | Tensor, h: Tensor, u: Tensor | None) -> None:
