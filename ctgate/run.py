@@ -9,7 +9,7 @@ from ctgate.algorithms import Algorithm, Dopri8, FixedStepAlgorithm, NativeAdapt
 from ctgate.dense import Dense, Ends, Slopes, at_saves, interpolate, live_dense, slopes_of_steps
 from ctgate.guard import Unchanged
 from ctgate.integrators.dynamics import Dynamics
-from ctgate.integrators.grid import intervals, steps, time_resolution
+from ctgate.integrators.grid import FixedSteps, intervals, time_resolution
 from ctgate.integrators.recorder import AcceptedStep, Keep, Output, Recorder, Stats
 from ctgate.integrators.torchdiffeq import TorchdiffeqAlgorithm
 from ctgate.problem import ODEProblem
@@ -155,7 +155,7 @@ class SharedRun:
         if isinstance(self.saves, list):
             times = self.saves
         elif isinstance(self.alg, FixedStepAlgorithm):
-            plan = steps(self.cuts, self.alg.dt, self.resolution)
+            plan = FixedSteps(self.cuts, self.alg.dt, self.resolution)
             times = [self.prob.span[0], *(float(step.stop) for step in plan)]
         else:
             times = list(self.prob.span)

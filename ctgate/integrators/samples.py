@@ -147,7 +147,7 @@ class Plan:
 
 def fixed_plan(grid: SampleGrid, dt: float) -> Plan:
     """Steps of size ``dt`` from the start of each interval of each sample, the last one shortened to land on
-    its end: for each sample the steps of :func:`ctgate.integrators.grid.steps`.
+    its end: for each sample the steps of :class:`ctgate.integrators.grid.FixedSteps`.
 
     A node moves with the left edge of its interval, the last one with the right edge.
     """

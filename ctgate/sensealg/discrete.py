@@ -17,7 +17,7 @@ from ctgate.integrators import torchdiffeq
 from ctgate.integrators.adaptive import AdaptiveLoop
 from ctgate.integrators.dynamics import Dynamics
 from ctgate.integrators.frames import SharedFrame
-from ctgate.integrators.grid import Interval, Step, steps
+from ctgate.integrators.grid import FixedSteps, Interval, Intervals, Step
 from ctgate.integrators.method import Method
 from ctgate.integrators.recorder import AcceptedStep, Keep, Output, Recorder
 from ctgate.integrators.steppers import method_of, run_steps
@@ -34,14 +34,14 @@ _LOOK = 64
 def run_fixed(
     dynamics: Dynamics,
     alg: FixedStepAlgorithm,
-    cuts: Sequence[Interval],
+    cuts: Intervals,
     resolution: float,
     recorder: Recorder,
     checkpoints: int | None,
 ) -> None:
     """Integrate with a fixed-step method, in stretches of steps."""
     method = method_of(alg)
-    plan = list(steps(cuts, alg.dt, resolution))
+    plan = FixedSteps(cuts, alg.dt, resolution)
     allowed = len(plan) if recorder.max_steps is None else min(len(plan), recorder.max_steps)
     unchecked = 1 if recorder.watched else _LOOK
     size = unchecked if checkpoints is None else -(-allowed // checkpoints)
@@ -53,7 +53,7 @@ def run_fixed(
             h, _, outputs = run_steps(dynamics, method, part, h, None, recorder.keep)
         else:
             h, _, outputs = retaker.take(part, h, None)
-        recorder.extend([(float(step.start), float(step.stop)) for step in part], outputs, h)
+        recorder.extend(part.ends(), outputs, h)
     if allowed < len(plan):
         raise Halt(
             ReturnCode.MAX_STEPS, f"{allowed} steps were taken and t = {plan[allowed].start:.9g} was reached"

@@ -26,7 +26,7 @@ from ctgate.sensealg.probe import computed_from_one_another, distinct, reach_onl
 
 # The last state, dh/dt there or None, and the states that are kept.
 States = tuple[Any, ...]
-Run = Callable[[Tensor, Tensor | None], States]
+Run = Callable[..., States]
 
 
 class Retaker:
@@ -59,9 +59,9 @@ class Retaker:
         dynamics, method, keep, check = self._dynamics, self._method, self._keep, self._check
         times: list[float | Tensor] = []
 
-        def run(h: Tensor, slope: Tensor | None) -> States:
+        def run(h: Tensor, slope: Tensor | None, steps: Sequence[Step] = part) -> States:
             check()
-            last, ahead, outputs = run_steps(dynamics, method, part, h, slope, keep)
+            last, ahead, outputs = run_steps(dynamics, method, steps, h, slope, keep)
             times[:] = [output.t for output in outputs]
             return last, ahead, *(output.h for output in outputs)
 
@@ -75,20 +75,22 @@ class Retaker:
         """The states of a stretch that is one node of the graph; None where it would miss a tensor."""
         if self._closed is False:
             return None
+        # Steps may be made when they are looked at, and are then to be made once.
+        steps = list(part)
         parameters = self._dynamics.prob.named_parameters().values()
-        read = distinct([*parameters, *(c for step in part for c in step.u.coefficients)])
+        read = distinct([*parameters, *(c for step in steps for c in step.u.coefficients)])
         if self._closed is None:
-            moving = isinstance(part[0].dt, Tensor) and part[0].dt.requires_grad
+            moving = isinstance(steps[0].dt, Tensor) and steps[0].dt.requires_grad
             self._closed = not moving and not computed_from_one_another(read)
             if not self._closed:
                 return None
         stretch = _Stretch(run, self._check, read, h.device)
         start, begin = _cut(h), _cut(slope)
-        states = run(start, begin)
+        states = run(start, begin, steps)
         self._closed = reach_only(states, [start, begin, *read])
         if not self._closed:
             return None
-        values = [None if state is None else state.detach() for state in states]
+        values = tuple(None if state is None else state.detach() for state in states)
         still = [state is not None and not state.requires_grad for state in states]
         together: States = _Retaken.apply(stretch, values, still, h, slope, *read)  # type: ignore[no-untyped-call]
         return together

@@ -15,6 +15,7 @@ from ctgate.integrators.method import Attempt
 from ctgate.integrators.recorder import Stats
 from ctgate.integrators.samples import SampleGrid
 from ctgate.retcode import Halt, ReturnCode
+from tests.saved_tensors import watched
 
 STEADY = 0.9**5  # the ratio at which a fifth-order method keeps its size
 TOLERANCE = 1.0  # with atol 1 and rtol 0 an error is its own ratio to the tolerance
@@ -219,20 +220,17 @@ def test_a_graph_costs_its_steps_once_more_and_memory_of_the_states_only():
     lies between the steps."""
     field = ct.GRU(0, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     prob = ct.ODEProblem(field, torch.ones(16, 32, dtype=torch.float64), (0.0, 10.0))
-    saved = {}
-
-    def keep(tensor):
-        storage = tensor.untyped_storage()
-        saved[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with watched() as saved:
         sol = ct.solve(prob, ct.Dopri5(), saveat=[10.0], dense=False)
     stats = sol.stats
     state = prob.h0.numel() * prob.h0.element_size()
     weights = sum(parameter.numel() * parameter.element_size() for parameter in field.parameters())
     # A state and a slope per step, where a graph of all stages would keep some 60 states.
-    assert sum(saved.values()) <= (4 * stats.accepted + 8) * state + 2 * weights
+    storages = {storage.data_ptr(): storage for storage in (tensor.untyped_storage() for tensor in saved())}
+    assert (
+        sum(storage.nbytes() for storage in storages.values())
+        <= (4 * stats.accepted + 8) * state + 2 * weights
+    )
     assert stats.evaluations == 3 + 6 * (stats.accepted + stats.rejected) + 6 * stats.accepted + 1
     sol.hs.sum().backward()
     assert stats.evaluations_backward == 6 * stats.accepted + 1

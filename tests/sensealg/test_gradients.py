@@ -2,13 +2,13 @@
 
 import gc
 import math
-import weakref
 
 import pytest
 import torch
 from torch.func import grad, jacrev, vmap
 
 import ctgate as ct
+from tests.saved_tensors import watched
 
 FIXED = [ct.Euler, ct.ExponentialEuler, ct.ExponentialMidpoint, ct.Midpoint, ct.Heun, ct.RK4]
 ADAPTIVE = [ct.Bosh3, ct.Dopri5, ct.Dopri8]
@@ -128,21 +128,9 @@ def test_checkpoints_save_memory():
     """Numbers that autograd holds between forward and backward, counted by saved-tensor hooks."""
     field, ts, xs, h0, _ = setting()
     held = {}
-
-    class Saved:
-        def __init__(self, tensor):
-            self.tensor = tensor
-
     for checkpoints in (None, 10):
-        alive = weakref.WeakSet()
-
-        def pack(tensor, alive=alive):
-            saved = Saved(tensor.detach())  # with its graph it would hold the node that holds it
-            alive.add(saved)
-            return saved
-
         prob = ct.ODEProblem(field, h0, (0.0, 2.2), ct.ZeroOrderHold(ts, xs))
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor):
+        with watched() as saved:
             sol = ct.solve(
                 prob,
                 ct.Euler(dt=0.01),
@@ -150,8 +138,8 @@ def test_checkpoints_save_memory():
                 sensealg=ct.DiscreteAdjoint(checkpoints=checkpoints),
                 dense=False,
             )
-        held[checkpoints] = sum(saved.tensor.numel() for saved in alive)
         assert sol.hs.requires_grad
+        held[checkpoints] = sum(tensor.numel() for tensor in saved())
     assert held[10] < held[None] / 20
 
 
