@@ -186,7 +186,9 @@ def _longer(total: Lagged, earlier: Segment) -> Lagged:
         segment.leak / order[..., None],
         segment.first / order[..., None, None],
     )
-    logs = (
-        before + size.double().log() for before, size in ((total.log_phi, exact), (total.log_order, order))
+    return Lagged(
+        scaled,
+        total.log_phi + exact.double().log(),
+        total.log_order + order.double().log(),
+        total.known,
     )
-    return Lagged(scaled, *logs, total.known)

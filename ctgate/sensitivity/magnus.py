@@ -53,7 +53,7 @@ def segments_of_flow(sol: Solution, starts: Tensor, stops: Tensor, strength: flo
     asked = _TOLERANCE if sol.tolerances is None else _SHARE * sol.tolerances[0]
     tolerance = max(asked, 100.0 * eps)
     path = sol.dense.frozen() if isinstance(sol.dense, Dense) else sol.dense
-    cells = partial(_cells, sol.prob, path, strength)
+    cells = partial(exponentials, sol.prob, path, strength)
 
     def part(begin: Tensor, end: Tensor) -> Segment:
         return _refined(cells, cells(begin, end), begin, end, tolerance, _DEPTH)
@@ -104,7 +104,7 @@ def _agree(whole: Segment, halves: Segment, tolerance: float) -> Tensor:
     return (exact & linear & leaks).reshape(len(exact), -1).all(-1)
 
 
-def _cells(prob: ODEProblem, path: Extension, strength: float, start: Tensor, stop: Tensor) -> Segment:
+def exponentials(prob: ODEProblem, path: Extension, strength: float, start: Tensor, stop: Tensor) -> Segment:
     r"""exp of the Magnus series of order 6 over each stretch; with A constant it is exact.
 
     With :math:`A_1, A_2, A_3` at the Gauss points, :math:`\alpha_1 = \Delta A_2`,

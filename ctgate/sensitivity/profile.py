@@ -75,12 +75,12 @@ def sensitivity_profile(
     log_norm, anisotropy, concentration = (_stack(sol, column) for column in zip(*rows, strict=True))
     variables = {
         "log_norm": (log_norm, "natural logarithm of the spectral norm of Phi(t, t - lag)"),
-        "norm": (np.exp(log_norm), "spectral norm of Phi(t, t - lag)"),
+        "norm": (_exp(log_norm), "spectral norm of Phi(t, t - lag)"),
         "anisotropy": (anisotropy, "ratio of the largest to the r-th singular value of Phi(t, t - lag)"),
         "concentration": (concentration, "share of the r largest singular values in the sum of squares"),
     }
     data = _dataset(sol, steps, clock, variables, quantiles)
-    median = np.exp(_quantiles(log_norm, (0.5,))[0])
+    median = _exp(_quantiles(log_norm, (0.5,))[0])
     label = {"long_name": "median over time and batch of the spectral norm", "units": "1"}
     data["norm_median"] = ("lag", median, label)
     r = min(directions, sol.hs.shape[-1])
@@ -187,6 +187,13 @@ def _dataset(
         over = {"long_name": f"quantiles over time and batch of the {long_name}", "units": "1"}
         data[f"{name}_quantile"] = (("quantile", "lag"), _quantiles(values, quantiles), over)
     return xr.Dataset(data, coords=coordinates, attrs=attributes(sol))
+
+
+def _exp(logarithm: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Infinite where the logarithm says more."""
+    with np.errstate(over="ignore"):
+        value: np.ndarray[Any, np.dtype[np.float64]] = np.exp(logarithm)
+    return value
 
 
 def _quantiles(

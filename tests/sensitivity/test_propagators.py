@@ -12,6 +12,7 @@ from scipy.linalg import expm
 from torch import Tensor
 
 import ctgate as ct
+from ctgate.sensitivity.magnus import exponentials
 from ctgate.sensitivity.propagators import propagators
 from tests.typechecker import unchecked
 
@@ -204,6 +205,52 @@ def test_constant_coefficients_are_exact() -> None:
     np.testing.assert_allclose(found.phi[0].numpy(), expm(2.7 * (coupling - gamma)), rtol=1e-12, atol=1e-13)
     np.testing.assert_allclose(found.first[0].numpy(), block[:3, 3:], rtol=1e-12, atol=1e-13)
     np.testing.assert_allclose(found.leak[0].numpy(), np.exp(-2.7 * np.diag(gamma)), rtol=1e-12)
+
+
+def rotating(t: Tensor) -> Tensor:
+    """A matrix that commutes with itself at no two times."""
+    rows = [1.0 + torch.sin(t), 1.5 * torch.cos(2.0 * t), 0.7 * t, 0.5 + torch.cos(t) ** 2]
+    return torch.stack(rows).reshape(2, 2)
+
+
+class Turning(ct.VectorField):
+    """dh/dt = -gamma(t) h + R(t) h."""
+
+    autonomous = False
+
+    def __init__(self) -> None:
+        super().__init__(input_size=0, state_size=2)
+
+    def rate_drive(self, t: Any, h: Tensor, u: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        t = torch.as_tensor(t, dtype=F64)
+        return (torch.stack([1.0 + t**2, 2.0 + torch.cos(t)]).expand(h.shape), h @ rotating(t).T)
+
+
+def test_one_exponential_is_of_order_six() -> None:
+    """The error of one stretch falls as its length to the seventh, of the whole and of its first order."""
+    sol = ct.solve(ct.ODEProblem(Turning(), torch.zeros(2, dtype=F64), (0.0, 2.0)), ct.RK4(dt=1.0))
+    lengths = np.array([0.2, 0.15, 0.11])
+    stops = torch.from_numpy(0.3 + lengths)
+    assert sol.prob is not None
+    assert not isinstance(sol.dense, str)
+    found = exponentials(sol.prob, sol.dense, 1.0, torch.full_like(stops, 0.3), stops)
+
+    def rhs(t: float, y: np.ndarray) -> np.ndarray:
+        gamma = np.array([1.0 + t**2, 2.0 + np.cos(t)])
+        coupling = rotating(torch.tensor(t, dtype=F64)).numpy()
+        zeroth, first, exact = y[:4].reshape(2, 2), y[4:8].reshape(2, 2), y[8:].reshape(2, 2)
+        parts = (-gamma[:, None] * zeroth, coupling @ zeroth - gamma[:, None] * first)
+        return np.concatenate([x.reshape(-1) for x in (*parts, (coupling - np.diag(gamma)) @ exact)])
+
+    errors = []
+    for k, length in enumerate(lengths):
+        y0 = np.concatenate([np.eye(2).reshape(-1), np.zeros(4), np.eye(2).reshape(-1)])
+        y = solve_ivp(rhs, (0.3, 0.3 + length), y0, method="DOP853", rtol=1e-13, atol=1e-15).y[:, -1]
+        np.testing.assert_allclose(np.diag(found.leak[k].numpy()).reshape(-1), y[:4], rtol=0.0, atol=1e-10)
+        errors.append([np.abs(found.first[k].numpy().reshape(-1) - y[4:8]).max()])
+        errors[-1].append(np.abs(found.phi[k].numpy().reshape(-1) - y[8:]).max())
+    slopes = np.polyfit(np.log(lengths), np.log(errors), 1)[0]
+    assert (slopes > 6.4).all()
 
 
 def test_a_step_is_cut_where_the_rate_moves_inside_it() -> None:
