@@ -81,8 +81,8 @@ def fit_envelope(lags: Array, envelope: Array, law: str) -> Fit:
     for all laws alike, so that their R^2 are of the same data. R^2 sees the shape of the decay and not its
     level: an envelope :math:`0.2^{\mathrm{lag}}` in place of :math:`0.8^{\mathrm{lag}}` has the same, 1.
 
-    Parameters: ``lags`` (lag,), >= 0, increasing; ``envelope`` (lag,), >= 0; ``law`` "exponential", "power" or
-        "logarithmic".
+    Parameters: ``lags`` (lag,), >= 0, increasing; ``envelope`` (lag,), >= 0; ``law`` "exponential", "power"
+        or "logarithmic".
 
     Raises: ValueError for an unknown law, an envelope or lag that is negative, or lags that do not increase.
 
