@@ -132,7 +132,9 @@ def test_along_a_flow_the_weights_are_exponentials_of_the_integrated_rate():
         """The rate over a step, by Gauss-Legendre quadrature along the solution."""
         half = 0.5 * (nodes[k + 1] - nodes[k])
         middle = nodes[k] + half
-        rate, _ = prob.field.rate_drive(0.0, sol(middle + half * place), prob.control(middle))
+        rate, _ = prob.field.rate_drive(
+            0.0, sol(torch.from_numpy(middle + half * place)), prob.control(float(middle))
+        )
         return half * np.tensordot(share, rate.detach().numpy(), 1)
 
     total = np.zeros((SAMPLES, UNITS))
