@@ -56,7 +56,7 @@ def sensitivity_profile(
 
     Raises: TypeError or ValueError for arguments that do not fit; otherwise as :func:`ctgate.transition`.
 
-    Source: THEORY.md 14; L. Livi, arXiv 2508.12121, section VII, where r = 10.
+    Source: THEORY.md 14; L. Livi, arXiv 2508.12121, whose published scripts have r = 10.
     """
     if order not in ("leak", "first", "exact"):
         raise ValueError(

@@ -3,7 +3,7 @@ r"""The transport of a perturbation from one time to another, exact and by order
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Real
 from torch import Tensor
 
 from ctgate.algorithms import Euler
@@ -13,7 +13,7 @@ from ctgate.sensitivity.propagators import check_solution, nodes_of, segments_be
 from ctgate.sensitivity.segments import Segment, alike
 from ctgate.solution import Solution
 
-Time = float | int | Float[Tensor, "*batch"]
+Time = float | int | Real[Tensor, "..."]
 
 
 class Expansion(NamedTuple):

@@ -85,6 +85,7 @@ def test_transport_composes_and_starts_at_one(alg: Any) -> None:
     parts = ct.transition(sol, 9.5, 4.5) @ ct.transition(sol, 4.5, 1.0)
     torch.testing.assert_close(parts, whole, rtol=1e-7, atol=1e-9)
     torch.testing.assert_close(ct.transition(sol, 4.5, 4.5), torch.eye(3, dtype=F64).expand(2, 3, 3))
+    torch.testing.assert_close(ct.transition(sol, torch.tensor(9.5), 1), whole, rtol=0.0, atol=0.0)
 
 
 def test_times_of_each_sample() -> None:
