@@ -127,7 +127,7 @@ def _of_flow(sol: Solution, lags: Tensor, clock: Clock) -> Iterator[Lagged]:
         inside.append(known & (at - lag >= low - slack))
         starts.append(torch.where(inside[-1], torch.maximum(at - lag, low), stops[-1]))
         stops.append(starts[-1])
-    parts = _shared_intervals(sol, torch.stack(starts), torch.stack(stops[:-1]))
+    parts = shared_intervals(sol, torch.stack(starts), torch.stack(stops[:-1]))
     total = _unit(sol, at)
     wanted = set(lags.tolist())
     for lag, part, live in zip(fine.tolist(), parts, inside, strict=True):
@@ -152,7 +152,7 @@ def _short_enough(sol: Solution, lags: Tensor) -> Tensor:
     return torch.tensor(pieces, dtype=torch.float64, device=lags.device)
 
 
-def _shared_intervals(sol: Solution, starts: Tensor, stops: Tensor) -> Iterator[Segment]:
+def shared_intervals(sol: Solution, starts: Tensor, stops: Tensor) -> Iterator[Segment]:
     """Transport over (lag, time) intervals, lag by lag; shared times that meet again are integrated once."""
     shape = starts.shape
     begin, end = starts.flatten(0, 1), stops.flatten(0, 1)
