@@ -18,7 +18,7 @@ from ctgate.problem import ODEProblem
 from ctgate.retcode import ReturnCode, SolveError
 from ctgate.sensealg import BacksolveAdjoint
 from ctgate.solution import Solution
-from ctgate.stacking import groups, split, stack
+from ctgate.stacking import check_sensealg, groups, split, stack
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -368,7 +368,9 @@ def _solve_batch(
         if own[0].h0.numel() == 0:
             parts = [solve_one(prob, alg, **options) for prob in own]
         else:
-            parts = split(solve_one(stack(own), alg, **options), own, saves)
+            stacked = stack(own)
+            check_sensealg(options.get("sensealg"), stacked)
+            parts = split(solve_one(stacked, alg, **options), own, saves)
         found.update(zip(members, parts, strict=True))
     return [found[number] for number in range(len(probs))]
 

@@ -7,22 +7,30 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from ctgate.algorithms import Algorithm
+from ctgate.algorithms import Algorithm, FixedStepAlgorithm, NativeAdaptiveAlgorithm
 from ctgate.controls.base import differentiated
-from ctgate.dense import Dense, Extension, live_dense
+from ctgate.dense import Dense, Extension, Slopes, live_dense
 from ctgate.guard import Unchanged
-from ctgate.options import check_clock, first_arguments
+from ctgate.integrators.recorder import Callback
+from ctgate.options import check_clock, check_max_steps, first_arguments
 from ctgate.problem import ODEProblem, remake
+from ctgate.retcode import ReturnCode, SolveError
 from ctgate.run import NO_DENSE
-from ctgate.sensealg import ForwardSensitivity, InterpolatingAdjoint, SensitivityAlgorithm
+from ctgate.sensealg import (
+    ContinuousAdjoint,
+    ForwardSensitivity,
+    InterpolatingAdjoint,
+    SensitivityAlgorithm,
+)
 from ctgate.sensealg.continuous import Jump, ReversePass, control_tensors
 from ctgate.sensealg.forward import INITIAL, augmented
 from ctgate.sensealg.probe import refuse_captured
 from ctgate.solution import Solution
 
 Solver = Callable[..., tuple[Solution, str]]
+
+ONLY_SAVED = "ForwardSensitivity with a method of scipy's keeps the saved states only; ask with saveat=..."
 
 
 @dataclass
@@ -56,7 +64,14 @@ def wanted(prob: ODEProblem, saves: list[float] | Tensor | None, sensealg: Sensi
             "sensealg is ForwardSensitivity() and the control requires grad; it carries derivatives by "
             "parameters and h0 only: use GaussAdjoint() or DiscreteAdjoint()"
         )
-    refuse_captured(prob, *first_arguments(prob), want.tensors(prob), name)
+    try:
+        refuse_captured(prob, *first_arguments(prob), want.tensors(prob), name)
+    except RuntimeError as error:
+        if "functorch" not in str(error):
+            raise
+        raise TypeError(
+            f"torch.func transforms do not pass through {name}; use DiscreteAdjoint(), or torch.autograd.grad"
+        ) from error
     return want
 
 
@@ -78,7 +93,7 @@ def solve_with_sensitivity(
         sol, message = job.forward()
     sol.stats.sensealg = repr(sensealg)
     hs = _Attached.apply(job, *want.tensors(prob))  # type: ignore[no-untyped-call]
-    dense = sol.dense
+    dense = sol.dense if options["dense"] else NO_DENSE
     unchanged = Unchanged(prob)
     if isinstance(dense, Dense) and saves is None:
         dense = live_dense(prob, alg, sol.ts, hs, unchanged)
@@ -123,9 +138,14 @@ class _Attached(torch.autograd.Function):
         return job.states().clone()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        return None, *ctx.job.pull(grad_outputs[0])
+        job: _Job = ctx.job
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                f"{type(job.sensealg).__name__} has no second derivatives (create_graph=True); use "
+                "DiscreteAdjoint()"
+            )
+        return None, *job.pull(grad_outputs[0])
 
 
 class _Job:
@@ -180,12 +200,11 @@ class _AdjointJob(_Job):
 
     def forward(self) -> tuple[Solution, str]:
         """Solve; keep the steps, or the states at the checkpoints."""
+        self._check_times()
         self._pieces = self._checkpoints()
         if self._pieces is None:
             self.solution, message = self._solver(self.prob, self.alg, **{**self._options, "dense": True})
             self._path = self.solution.dense
-            if not self.options["dense"] and self.saves is not None:
-                self.solution = replace(self.solution, dense=NO_DENSE)
             return self.solution, message
         assert isinstance(self.saves, list)
         together = sorted({*self.saves, *self._pieces})
@@ -198,15 +217,26 @@ class _AdjointJob(_Job):
         self.solution = replace(whole, ts=whole.ts[kept], hs=whole.hs[kept])
         return self.solution, message
 
+    def _check_times(self) -> None:
+        """Raise ValueError where the adjoint would need clocks that the method does not have."""
+        able = isinstance(self.alg, FixedStepAlgorithm | NativeAdaptiveAlgorithm)
+        if isinstance(self.saves, Tensor) and not able and not check_clock(self.alg, self.prob):
+            raise ValueError(
+                f"sensealg is {self.sensealg}, alg is {self.alg} and saveat has times of each sample, where "
+                "the adjoint jumps; this method integrates one batch on one clock: use Dopri5(), or "
+                "DiscreteAdjoint()"
+            )
+
     def _checkpoints(self) -> list[float] | None:
-        """Where pieces begin and end; None where all steps are kept."""
-        number = getattr(self.sensealg, "checkpoints", None)
+        """Where pieces begin; None where all steps are kept."""
+        assert isinstance(self.sensealg, ContinuousAdjoint)
+        number = self.sensealg.checkpoints
         if number is None or self.options["dense"] or self.saves is None:
             return None
-        if check_clock(self.alg, self.prob):
+        if isinstance(self.saves, Tensor) or check_clock(self.alg, self.prob):
             raise ValueError(
-                f"sensealg is {self.sensealg} and samples take steps of their own; pieces need one clock: "
-                "leave checkpoints at None"
+                f"sensealg is {self.sensealg} and samples have steps or saved times of their own; pieces "
+                "need one clock: leave checkpoints at None"
             )
         start, stop = self.prob.span
         return [start + (stop - start) * k / number for k in range(number)]
@@ -224,21 +254,28 @@ class _AdjointJob(_Job):
             self.want.inputs,
             isinstance(self.sensealg, InterpolatingAdjoint),
             self.solution.stats,
+            max_steps=self._max_steps(),
         )
         if jumps:
-            backwards.scale = max(float(jump.cotangent.abs().max()) for jump in jumps)
-            if not math.isfinite(backwards.scale):
+            sizes = [float(jump.cotangent.abs().max()) for jump in jumps]
+            if not all(map(math.isfinite, sizes)):
                 return [torch.full_like(tensor, torch.nan) for tensor in self.want.tensors(self.prob)]
+            backwards.scale = max(sizes)
             for path, start, own in self._stretches(jumps):
                 backwards.run(path, start, own)
         result = backwards.result
         state = [result.state] if self.want.state else []
         return [*state, *(result.parameters[name] for name in self.want.parameters), *result.inputs]
 
+    def _max_steps(self) -> int | None:
+        """The limit of the forward solve where it is above the default: a backward pass takes more steps."""
+        default, given = check_max_steps(None, self.alg), self.options["max_steps"]
+        return None if default is None or given is None else max(default, given)
+
     def _jumps(self, cotangent: Tensor) -> list[Jump]:
         """Where the loss looks, the latest first."""
         ts, hs = self.solution.ts, self.solution.hs
-        if not check_clock(self.alg, self.prob):
+        if ts.ndim == 1 and not check_clock(self.alg, self.prob):
             times: list[float | Tensor] = list(ts.tolist())
         else:
             own = ts.reshape(*ts.shape, *(1,) * (hs.ndim - 1 - ts.ndim)).expand(hs.shape[:-1])
@@ -267,14 +304,30 @@ class _AdjointJob(_Job):
             own = [jump for jump in jumps if (start < jump.t or first) and jump.t <= stop]
             if begun and (not own or own[0].t < stop):
                 own.insert(0, Jump(stop, torch.zeros_like(state)))
-            if not own or start == stop:
+            if not own:
                 continue
             begun = True
-            problem = remake(self.prob, h0=state, tspan=(start, stop))
-            again = self.solve(problem, self.alg, **_named(self.tolerances))
-            assert isinstance(again.dense, Dense)
-            self.solution.stats.evaluations_backward += again.stats.evaluations
-            yield again.dense.frozen(), start, own
+            yield self._again(start, state, stop), start, own
+
+    def _again(self, start: float, state: Tensor, stop: float) -> Dense:
+        """The forward solution from a checkpoint on."""
+        if start == stop:
+            times = torch.tensor([start], dtype=torch.float64, device=state.device)
+            return Dense.stored(times, state[None], Slopes(state[None, :0], state[None, :0], state[None, :0]))
+        problem = remake(self.prob, h0=state, tspan=(start, stop))
+        options = {**_named(self.tolerances), "max_steps": self._max_steps()}
+        again = self.solve(problem, self.alg, **options)
+        if again.retcode is ReturnCode.INTERRUPTED:
+            raise KeyboardInterrupt(again.message)
+        if not again.retcode.good:
+            raise SolveError(
+                f"{self.sensealg}: the forward solve from its checkpoint at t = {start:.9g} ended with "
+                f"{again.retcode.name}: {again.message}",
+                again.retcode,
+            )
+        self.solution.stats.evaluations_backward += again.stats.evaluations
+        assert isinstance(again.dense, Dense)
+        return again.dense.frozen()
 
 
 class _ForwardJob(_Job):
@@ -284,16 +337,16 @@ class _ForwardJob(_Job):
         """Solve state and sensitivities together."""
         names = list(self.want.parameters)
         problem, unpack = augmented(self.prob, names, self.want.state)
-        whole, message = self._solver(problem, self.alg, **self._options)
+        size = self.prob.h0.shape[-1]
+        options = {**self._options, "callback": _of_state(self.options["callback"], size)}
+        whole, message = self._solver(problem, self.alg, **options)
         states, self._derivatives = unpack(whole.hs)
-        dense = whole.dense
-        if isinstance(dense, Dense):
-            frozen = dense.frozen()
-            size = self.prob.h0.shape[-1]
-            slopes = frozen.all_slopes()
-            dense = Dense.stored(
-                frozen.ts, frozen.hs[..., :size], type(slopes)(*(part[..., :size] for part in slopes))
-            )
+        dense: Extension | str = ONLY_SAVED
+        if isinstance(whole.dense, Dense):
+            nodes, path = whole.dense.ts, whole.dense.hs[..., :size].clone()
+            dense = live_dense(self.prob, self.alg, nodes, path, self._unchanged)
+        elif isinstance(whole.dense, str):
+            dense = whole.dense
         field = self.prob.field
         self.solution = replace(
             whole, hs=states, dense=dense, components=field.components, output_slice=field.output
@@ -308,6 +361,10 @@ class _ForwardJob(_Job):
         grads = []
         for name in [*([INITIAL] if self.want.state else []), *self.want.parameters]:
             derivative = self._derivatives[name]
+            if not bool(known.all()):
+                # Where a sample has no state its sensitivity is NaN, which times no weight is NaN.
+                there = known.reshape(*known.shape, *(1,) * (derivative.ndim - known.ndim))
+                derivative = torch.where(there, derivative, 0.0)
             if name == INITIAL:
                 # Each sample has its own initial state: the sum is over times and units alone.
                 grads.append(torch.einsum("t...i,t...ij->...j", weights, derivative))
@@ -316,6 +373,13 @@ class _ForwardJob(_Job):
             shape = self.want.parameters[name].shape
             grads.append(torch.einsum("ri,rip->p", rows, flat).reshape(shape))
         return grads
+
+
+def _of_state(callback: Callback | None, size: int) -> Callback | None:
+    """A callback of the problem's own state, without what travels with it."""
+    if callback is None:
+        return None
+    return lambda t, h: callback(t, h[..., :size])
 
 
 def _named(tolerances: tuple[float, float] | None) -> dict[str, float]:

@@ -24,6 +24,8 @@ from ctgate.fields.jacobian import Jacobian
 from ctgate.guard import Unchanged
 from ctgate.problem import Method, ODEProblem
 from ctgate.retcode import ReturnCode
+from ctgate.run_adjoint import Numbers
+from ctgate.sensealg import ForwardSensitivity, InterpolatingAdjoint
 from ctgate.solution import Solution
 
 # What every module has; hooks are not compared.
@@ -56,6 +58,17 @@ def stack(probs: Sequence[ODEProblem]) -> ODEProblem:
     field, parameters = _stacked_field(probs)
     control = _stacked_control([prob.control for prob in probs], probs[0].h0.shape[:-1])
     return ODEProblem(field, h0, (start, stop), control, parameters)
+
+
+def check_sensealg(sensealg: object, stacked: ODEProblem) -> None:
+    """Raise ValueError where every sample would carry the parameters of all trajectories along."""
+    if isinstance(sensealg, InterpolatingAdjoint | ForwardSensitivity) and isinstance(
+        stacked.field, StackedField
+    ):
+        raise ValueError(
+            f"sensealg is {sensealg}, whose equation holds the parameters, and trajectories that do not "
+            "share them are solved in one batch; use GaussAdjoint() or ensemble=EnsembleSerial()"
+        )
 
 
 def split(sol: Solution, probs: Sequence[ODEProblem], saves: int) -> list[Solution]:
@@ -342,9 +355,11 @@ def _part(sol: Solution, number: int, prob: ODEProblem, saves: int) -> Solution:
         ts, hs = ts[reached], hs[reached]
     unchanged = Unchanged(prob)
     dense = sol.dense
-    if isinstance(dense, Dense):
-        nodes, states = _without_rest(dense.ts[:, number], dense.hs[:, number], one_clock)
-        dense = live_dense(prob, sol.alg, nodes, states, unchanged)
+    together = dense.extension if isinstance(dense, Numbers) else dense
+    if isinstance(together, Dense):
+        nodes, states = _without_rest(together.ts[:, number], together.hs[:, number], one_clock)
+        own = live_dense(prob, sol.alg, nodes, states, unchanged)
+        dense = Numbers(own, dense.owner) if isinstance(dense, Numbers) else own
     return dataclasses.replace(
         sol,
         ts=ts,

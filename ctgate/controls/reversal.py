@@ -1,5 +1,7 @@
 """An input read backwards in time."""
 
+from functools import cached_property
+
 from jaxtyping import Float
 from torch import Tensor
 
@@ -32,7 +34,7 @@ class Reversed(Control):
         low, high = self._control.support
         return -high, -low
 
-    @property
+    @cached_property
     def knots(self) -> tuple[float, ...]:
         """The knots, mirrored."""
         return tuple(-knot for knot in reversed(self._control.knots))

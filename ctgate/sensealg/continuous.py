@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from ctgate.algorithms import Algorithm, NativeAdaptiveAlgorithm
-from ctgate.controls import FunctionControl
+from ctgate.controls import Control, FunctionControl
 from ctgate.controls.reversal import Reversed
 from ctgate.controls.sampled import SampledControl
-from ctgate.dense import Extension
+from ctgate.controls.times import FLOAT64_EPS, rounding_of
+from ctgate.dense import Dense, Extension
 from ctgate.integrators.recorder import Stats
 from ctgate.problem import ODEProblem
 from ctgate.retcode import ReturnCode, SolveError
@@ -26,6 +27,8 @@ from ctgate.sensealg.reverse import Adjoint, AugmentedAdjoint, Source
 
 # States, times and units that a quadrature evaluates at once.
 _CHUNK = 1 << 21
+# A step this many times the rounding of a time is a hint for the first one of the next stretch.
+_WORTH = 16.0
 
 
 class Solved(Protocol):
@@ -94,7 +97,8 @@ class ReversePass:
 
     Parameters: ``names`` of the parameters whose gradients are wanted; ``inputs``, the control's tensors;
     ``augmented`` puts the parameter integral into the equation, otherwise it is taken by quadrature;
-    ``solver`` solves an ODEProblem; ``scale`` is the unit of ``atol``.
+    ``solver`` solves an ODEProblem; ``max_steps`` is its limit on each stretch between two jumps; with
+    ``keep`` the stretches are kept. Attribute ``scale`` is the unit of ``atol``.
     """
 
     def __init__(
@@ -109,6 +113,7 @@ class ReversePass:
         stats: Stats,
         source: Source | None = None,
         keep: bool = False,
+        max_steps: int | None = None,
     ) -> None:
         self.prob = prob
         self.alg = alg
@@ -120,7 +125,9 @@ class ReversePass:
         self.stats = stats
         self.source = source
         self.keep = keep
+        self.max_steps = max_steps
         self.scale = 1.0
+        self._control: Control | None = None if prob.control is None else Reversed(prob.control)
         self._last_step: float | None = None
         zeros = prob.h0.new_zeros(prob.h0.shape)
         parameters = prob.named_parameters()
@@ -143,6 +150,7 @@ class ReversePass:
 
     def _carry(self, path: Extension, a: Tensor, late: float | Tensor, early: float | Tensor) -> Tensor:
         """The adjoint from ``late`` back to ``early``."""
+        early = _settled(late, early)
         still = late <= early
         if bool(still.all()) if isinstance(still, Tensor) else still:
             return a
@@ -153,21 +161,25 @@ class ReversePass:
         else:
             equation = Adjoint(self.prob, path, self.source)
             begin = a
-        control = None if self.prob.control is None else Reversed(self.prob.control)
-        problem = ODEProblem(equation, begin, (-late, -early), control=control)
-        options: dict[str, Any] = {}
+        problem = ODEProblem(equation, begin, (-late, -early), control=self._control)
+        options: dict[str, Any] = {"max_steps": self.max_steps}
         if self.tolerances is not None:
             rtol, atol = self.tolerances
-            options = {"rtol": rtol, "atol": atol * self.scale}
-        run = self.solver(problem, self._algorithm(), **options)
+            options |= {"rtol": rtol, "atol": atol * self.scale}
+        run = self.solver(problem, self._algorithm(late, early), **options)
         self.stats.evaluations_backward += run.stats.evaluations
         self.stats.jacobians += run.stats.jacobians
+        if run.retcode is ReturnCode.INTERRUPTED:
+            raise KeyboardInterrupt(run.message)
         if not run.retcode.good:
             raise SolveError(f"the adjoint's solve ended with {run.retcode.name}: {run.message}", run.retcode)
-        assert not isinstance(run.dense, str)
-        nodes = run.dense.nodes
-        self._last_step = float(nodes.diff(dim=0).max())
-        stretch = Stretch(nodes, run.dense)
+        dense = run.dense
+        assert not isinstance(dense, str)
+        self._last_step = float(dense.nodes.diff(dim=0).max())
+        if self.keep and isinstance(dense, Dense):
+            # What is kept must not follow the parameters when they change.
+            dense = dense.frozen()
+        stretch = Stretch(dense.nodes, dense)
         if self.keep:
             self.result.stretches.append(stretch)
         end = run.hs[-1]
@@ -178,11 +190,18 @@ class ReversePass:
             self._integrate(stretch, path)
         return end[..., :size]
 
-    def _algorithm(self) -> Algorithm:
+    def _algorithm(self, late: float | Tensor, early: float | Tensor) -> Algorithm:
         """The method, with the first step that the last stretch suggests."""
-        if self._last_step and isinstance(self.alg, NativeAdaptiveAlgorithm):
-            return replace(self.alg, first_step=min(self._last_step, self.alg.max_step))
-        return self.alg
+        alg = self.alg
+        if not isinstance(alg, NativeAdaptiveAlgorithm):
+            return alg
+        if isinstance(late, Tensor) or isinstance(early, Tensor):
+            # Times of each sample, also where the forward solve had one clock.
+            alg = replace(alg, per_sample=True)
+        reach = max(float(abs(t).max()) if isinstance(t, Tensor) else abs(t) for t in (late, early))
+        if self._last_step and self._last_step > _WORTH * rounding_of(reach, FLOAT64_EPS):
+            alg = replace(alg, first_step=min(self._last_step, alg.max_step))
+        return alg
 
     def _collect(self, integral: Tensor) -> None:
         """Add the samples' integrals to the gradient."""
@@ -203,6 +222,14 @@ class ReversePass:
             if self.inputs:
                 for total, part in zip(self.result.inputs, pull.inputs(self.inputs), strict=True):
                     total += part
+
+
+def _settled(late: float | Tensor, early: float | Tensor) -> float | Tensor:
+    """``early``, or ``late`` where the two are one time but for rounding."""
+    if not isinstance(late, Tensor) and not isinstance(early, Tensor):
+        return late if late - early <= rounding_of(late, FLOAT64_EPS) else early
+    last, first = (torch.as_tensor(t, dtype=torch.float64) for t in (late, early))
+    return torch.where(last - first <= rounding_of(last, FLOAT64_EPS), last, first)
 
 
 def quadrature_of(
@@ -248,11 +275,11 @@ class ParameterPull:
             return iter([(self.around[0], self.a)])
         return zip(self.around, self.a.unbind(0), strict=True)
 
-    def parameters(self, names: Sequence[str], keep: int = 0) -> dict[str, Tensor]:
-        """The sum over times and samples of B^T a, by name; ``keep`` dimensions of the batch stay."""
+    def parameters(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """The sum over times and samples of B^T a, by name."""
         total: dict[str, Tensor] = {}
         for lin, a in self._rows():
-            blocks = lin.parameter_vjp(a, keep=keep)
+            blocks = lin.parameter_vjp(a)
             for name in names:
                 total[name] = total[name] + blocks[name] if name in total else blocks[name]
         return total

@@ -17,7 +17,7 @@ from ctgate.sensitivity.courses import Course, FlowCourse, MapCourse
 from ctgate.sensitivity.labels import attributes, label, parameter_coordinates, time_coordinate
 from ctgate.sensitivity.loss import Loss, final_state, quadrature, states_at
 from ctgate.sensitivity.propagators import check_solution
-from ctgate.solution import Solution
+from ctgate.solution import Solution, known_times
 
 Times = float | Sequence[float] | Tensor
 
@@ -27,8 +27,9 @@ class AdjointFlow:
     r"""The adjoint :math:`a(t) = dL/dh(t)` of a solution, and the gradient that it carries.
 
     Attributes:
-        ts, a: times ``(time,)`` or ``(time, *batch)``, those of ``sol.ts``, and the adjoint there ``(time,
-            *batch, state)``. Where the loss looks at h(t) its slope there is included.
+        ts, a: times ``(time,)`` or ``(time, *batch)``, those of ``sol.ts``, for a map the ends of its steps,
+            and the adjoint there ``(time, *batch, state)``. Where the loss looks at h(t) its slope there is
+            included; NaN where a time is.
         value: the loss.
         gradient: dL/dtheta by parameter name.
         initial: dL/dh0, ``(*batch, state)``.
@@ -78,8 +79,11 @@ class AdjointFlow:
         r"""The gradient density :math:`B(t)^\top a(t)` by parameter name, ``(time, *shape)``, the sum over
         samples, whose integral over time is the gradient.
 
-        Times are shared ``(time,)``; None takes those of ``sol.ts``. For a map it is what each step
-        contributes, :math:`\Delta_k B_k^\top a_{k+1}`, so that the sum is the gradient, and t must be None.
+        Times are shared ``(time,)``; None takes those of ``sol.ts``, or where samples have their own as many
+        from the first start to the last end. For a map it is what each step contributes,
+        :math:`\Delta_k B_k^\top a_{k+1}`, so that the sum is the gradient, and t must be None.
+
+        Raises: ValueError outside the solution; RuntimeError if a tensor was changed since the solve.
         """
         return self.course.density(None if t is None else as_float64(t, "t")[0].reshape(-1))[1]
 
@@ -117,7 +121,9 @@ class AdjointFlow:
             whole = torch.cat([block.reshape(-1) for block in self.gradient.values()]).cpu().numpy()
             variables["gradient"] = ("entry", whole, label("gradient", "loss per unit of parameter"))
             coordinates |= parameter_coordinates(parameters)
-            coordinates["density_time"] = ("density_time", times.cpu().numpy(), label("time", "units of tau"))
+            steps_apart = discrete and self.ts.ndim > 1
+            what = ("number of the step", "1") if steps_apart else ("time", "units of tau")
+            coordinates["density_time"] = ("density_time", times.cpu().numpy(), label(*what))
             coordinates["parameter"] = ("parameter", list(parameters), label("parameter", "1"))
         return xr.Dataset(variables, coords=coordinates, attrs=attributes(self.solution))
 
@@ -149,10 +155,14 @@ def adjoint(
         alg, rtol, atol: how the adjoint equation is solved, by default as ``sol`` was; ``atol`` counts in
             units of the largest slope of the loss. Not for a map.
 
+    The evaluations that it takes are added to ``sol.stats.evaluations_backward``. Parameters that do not
+    require grad get their gradient as well, the control's values only where they do.
+
     Returns: :class:`ctgate.AdjointFlow`.
 
-    Raises: TypeError for parts of the wrong kind; ValueError for a failed solve, or a cost between two nodes
-        of a map; RuntimeError for a solution without its problem or dense output; SolveError if the adjoint
+    Raises: TypeError for parts of the wrong kind; ValueError for a failed solve, a loss that does not fit or
+        has no finite slope, or a cost between two nodes of a map; RuntimeError for a solution without its
+        problem or dense output, or for tensors that changed since the solve; SolveError if the adjoint
         equation could not be solved.
 
     Source: THEORY.md 13.
@@ -162,6 +172,7 @@ def adjoint(
     if not isinstance(loss, Loss):
         raise TypeError(f"adjoint: loss is {type(loss).__name__}; it must be a ct.Loss")
     check_solution(sol, "adjoint")
+    value = loss(sol)
     course: Course
     if isinstance(sol.alg, Euler):
         if alg is not None or rtol is not None or atol is not None:
@@ -169,13 +180,15 @@ def adjoint(
         course = MapCourse(sol, loss)
     else:
         course = FlowCourse(sol, loss, alg, rtol, atol)
-    ts = sol.ts.detach()
-    known = ~ts.isnan()
-    start = ts[:1].expand_as(ts)
-    a = course.at(torch.where(known, ts, start))
-    if not bool(known.all()):
-        a = torch.where(known.unsqueeze(-1), a, torch.nan)
-    return AdjointFlow(sol, loss, ts, a, loss(sol), readout_gradient(sol, loss), course)
+    assert sol.prob is not None
+    ts = course.ts
+    unknown = ts.isnan()
+    if bool(unknown.any()):
+        a = course.at(known_times(sol.prob, ts))
+        a = torch.where(unknown.unsqueeze(-1), torch.nan, a)
+    else:
+        a = course.at(ts)
+    return AdjointFlow(sol, loss, ts, a, value, readout_gradient(sol, loss), course)
 
 
 def readout_gradient(sol: Solution, loss: Loss) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 r"""a(t) and its integrals: of a map by backpropagation through its steps, of a flow by its equation."""
 
 import abc
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +11,9 @@ from torch import Tensor
 from ctgate.algorithms import Algorithm
 from ctgate.controls.times import FLOAT64_EPS, first_index, rounding_of
 from ctgate.dense import Dense
+from ctgate.fields.jacobian import pullback
 from ctgate.integrators.dynamics import beside
+from ctgate.options import check_tolerances, choose_algorithm
 from ctgate.problem import ODEProblem
 from ctgate.sensealg.continuous import Jump, Pulled, ReversePass, control_tensors
 from ctgate.sensealg.reverse import Source
@@ -25,8 +28,9 @@ _LOOKS = 32
 
 
 class Course(abc.ABC):
-    """a(t) of one loss, and its integrals."""
+    """a(t) of one loss, and its integrals; ``ts`` are the times at which it is listed."""
 
+    ts: Tensor
     gradient: dict[str, Tensor]
     initial: Tensor
     control: list[Tensor]
@@ -46,9 +50,11 @@ class MapCourse(Course):
     def __init__(self, sol: Solution, loss: Loss) -> None:
         assert not isinstance(sol.dense, str)
         assert sol.prob is not None
-        self.nodes = sol.dense.nodes.detach()
+        self.nodes = self.ts = sol.dense.nodes.detach()
         self.prob = sol.prob
-        whole = sol if len(sol.ts) == len(self.nodes) else replace(sol, ts=self.nodes, hs=sol(self.nodes))
+        saved = sol.ts.detach()
+        every = saved.shape == self.nodes.shape and bool((saved == self.nodes).all())
+        whole = sol if every else replace(sol, ts=self.nodes, hs=sol(self.nodes))
         self.sol = whole
         direct = at_nodes(whole, self.nodes, injections(whole, loss))
         self.a = backwards(whole, direct)
@@ -85,6 +91,8 @@ class MapCourse(Course):
             raise ValueError(
                 "density(t=...): the solution is by Euler, a map; its steps contribute, t is None"
             )
+        if self.sol.unchanged is not None:
+            self.sol.unchanged.check("AdjointFlow.density", "ask before the update, or solve again")
         ts = self.nodes[:-1]
         shared = ts if ts.ndim == 1 else torch.arange(len(ts), dtype=torch.float64, device=ts.device)
         return shared, pulled_rows(self.prob, ts, self.sol.hs[:-1], self.weights)
@@ -99,91 +107,121 @@ class FlowCourse(Course):
         assert sol.prob is not None
         self.sol = sol
         self.prob = sol.prob
-        self.path = sol.dense.frozen() if isinstance(sol.dense, Dense) else sol.dense
-        assert not isinstance(self.path, str)
+        path = sol.dense.frozen() if isinstance(sol.dense, Dense) else sol.dense
+        assert not isinstance(path, str)
+        self.path = path
         self.ts = sol.ts.detach()
-        self.pulled = self._pull(loss, sol.alg if alg is None else alg, rtol, atol)
+        self.start, self.stop = (end.detach() for end in path.span)
+        self.pulled = self._pull(loss, sol.alg if alg is None else choose_algorithm(alg, rtol)[0], rtol, atol)
         self.gradient = self.pulled.parameters
         self.initial = self.pulled.state
         self.control = self.pulled.inputs
 
     def _pull(self, loss: Loss, alg: Algorithm, rtol: float | None, atol: float | None) -> Pulled:
-        prob, path = self.prob, self.path
-        assert not isinstance(path, str)
-        source = None if loss.running is None else _source(loss, self.sol.output_slice)
-        given = self.sol.tolerances or (1e-6, 1e-8)
-        tolerances = (given[0] if rtol is None else rtol, given[1] if atol is None else atol)
+        prob, sol = self.prob, self.sol
+        source = None if loss.running is None else _source(loss, sol.output_slice)
+        if alg.adaptive and sol.tolerances is not None and rtol is None:
+            rtol, atol = sol.tolerances[0], sol.tolerances[1] if atol is None else atol
+        tolerances = check_tolerances(alg, rtol, atol, prob.h0.dtype)
         backward = ReversePass(
             prob,
             alg,
-            tolerances if alg.adaptive else None,
+            tolerances,
             _solver,
             list(prob.named_parameters()),
             control_tensors(prob),
             False,
-            self.sol.stats,
+            sol.stats,
             source,
             keep=True,
         )
-        jumps = _jumps(self.sol, loss, source is not None)
+        jumps = self._jumps(loss)
         sizes = [float(jump.cotangent.abs().max()) for jump in jumps]
         if source is not None:
-            sizes.append(_running_size(self.sol, source))
+            sizes.append(self._running_size(source))
+        if not all(map(math.isfinite, sizes)):
+            raise ValueError("adjoint: the derivative of the loss by the state is not finite")
         backward.scale = max(sizes) or 1.0
         start = prob.tspan[0]
-        backward.run(path, start.detach() if isinstance(start, Tensor) else start, jumps)
+        backward.run(self.path, start.detach() if isinstance(start, Tensor) else start, jumps)
         return backward.result
 
+    def _jumps(self, loss: Loss) -> list[Jump]:
+        """Where the loss looks at single states, the latest first, and where a running cost ends."""
+        sol, h0 = self.sol, self.prob.h0
+        jumps: list[Jump] = []
+        if loss.terminal is not None or loss.running is not None:
+            slope = torch.zeros_like(h0)
+            if loss.terminal is not None:
+                slope = loss.terminal_slope(final_state(sol).detach(), sol.output_slice).state
+            jumps.append(Jump(float(self.stop) if self.stop.ndim == 0 else self.stop, slope))
+        if loss.at is not None:
+            times = loss.times.detach().to(h0.device)
+            states = states_at(sol, times)
+            for k in range(len(times) - 1, -1, -1):
+                slope = loss.slope_at(k, states[k].detach(), sol.output_slice).state
+                own = self.prob.per_sample or times.ndim > 1
+                jumps.append(Jump(times[k].expand(h0.shape[:-1]) if own else float(times[k]), slope))
+        return jumps
+
+    def _running_size(self, source: Source) -> float:
+        """The size of what a running cost gives the adjoint: its largest slope times the span."""
+        looks = torch.linspace(0.0, 1.0, _LOOKS, dtype=torch.float64, device=self.start.device)
+        times = self.start + looks.reshape(-1, *(1,) * self.start.ndim) * (self.stop - self.start)
+        pairs = zip(times.unbind(0), self.path(times).unbind(0), strict=True)
+        slopes = [source(torch.as_tensor(beside(t)), h).abs().max() for t, h in pairs]
+        return float(torch.stack(slopes).max() * (self.stop - self.start).max())
+
     def at(self, t: Tensor) -> Tensor:
-        """In the stretch between two looks of the loss."""
-        start, stop = self._span(t)
+        """In the stretch between two looks of the loss; zero after the last one."""
         batch, size = self.prob.h0.shape[:-1], self.prob.h0.shape[-1]
-        times = t.reshape(*t.shape, *(1,) * (start.ndim + 1 - t.ndim))
-        wrong = first_index(
-            (times < start - rounding_of(start, FLOAT64_EPS))
-            | (times > stop + rounding_of(stop, FLOAT64_EPS))
-        )
+        stretches = self.pulled.stretches
+        if t.ndim > 1 or self.start.ndim or any(stretch.nodes.ndim > 1 for stretch in stretches):
+            t = t.reshape(*t.shape, *(1,) * (1 + len(batch) - t.ndim)).expand(len(t), *batch)
+        slack = rounding_of(torch.maximum(self.start.abs(), self.stop.abs()), FLOAT64_EPS)
+        wrong = first_index(~((t >= self.start - slack) & (t <= self.stop + slack)))
         if wrong is not None:
             raise ValueError(
-                f"a(t): t is {float(times.expand(len(t), *start.shape)[tuple(wrong)])}; it must be in the "
-                f"solution's span, [{float(start.min())}, {float(stop.max())}]"
+                f"a(t): t is {float(t[tuple(wrong)])}; it must be in the solution's span, "
+                f"[{float(self.start.min())}, {float(self.stop.max())}]"
             )
-        s = -times.clamp(start, stop)
+        s = -t.clamp(self.start, self.stop)
         values = self.initial.new_zeros(len(t), *batch, size)
-        for stretch in self.pulled.stretches:
+        # A time at which the loss looks is the last of one stretch and the first of the next, whose word
+        # counts: it has the jump.
+        for stretch in stretches:
             low, high = stretch.nodes[0], stretch.nodes[-1]
-            inside = (s >= low) & (s <= high)
-            if bool(inside.any()):
-                own = stretch.dense(s.clamp(low, high))[..., :size]
-                values = torch.where(
-                    inside.reshape(*inside.shape, *(1,) * (own.ndim - inside.ndim)), own, values
-                )
-        begun = (s >= -start).reshape(*s.shape, *(1,) * (values.ndim - s.ndim))
-        return torch.where(begun, self.initial, values)
-
-    def _span(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        if self.prob.per_sample or t.ndim > 1:
-            start, stop = self.prob.sample_spans()
-            return start.detach(), stop.detach()
-        low, high = self.prob.span
-        return t.new_tensor(low), t.new_tensor(high)
+            inside = (s >= low - slack) & (s <= high + slack)
+            rows = inside.reshape(len(s), -1).any(1).nonzero().squeeze(1)
+            if len(rows):
+                own = stretch.dense(s[rows].clamp(low, high))[..., :size]
+                values[rows] = torch.where(_column(inside[rows], own), own, values[rows])
+        return torch.where(_column(s >= -self.start - slack, values), self.initial, values)
 
     def density(self, t: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """B^T a at shared times."""
+        """B^T a at shared times; a sample whose span ends before, or begins after, adds nothing."""
+        if self.sol.unchanged is not None:
+            self.sol.unchanged.check("AdjointFlow.density", "ask before the update, or solve again")
+        start, stop = self.start, self.stop
         if t is None:
             t = self.ts
             if t.ndim > 1:
-                # Every sample is asked where it is: at the nodes of the one with the longest span in common.
-                start, stop = self._span(t)
-                t = torch.linspace(float(start.max()), float(stop.min()), len(t), dtype=torch.float64)
-        assert not isinstance(self.path, str)
-        hs = self.path(t) if self.path.nodes.ndim == 1 else self.path(_expanded(t, self.prob))
-        return t, pulled_rows(self.prob, t, hs, self.at(t))
+                ends = float(start.min()), float(stop.max())
+                t = torch.linspace(*ends, len(t), dtype=torch.float64, device=start.device)
+        if start.ndim == 0:
+            return t, pulled_rows(self.prob, t, self.path(t), self.at(t))
+        own = t.reshape(-1, *(1,) * start.ndim).expand(len(t), *start.shape)
+        inside = (own >= start) & (own <= stop)
+        missed = first_index(~inside.reshape(len(t), -1).any(1))
+        if missed is not None:
+            raise ValueError(f"density(t=...): t is {float(t[missed[0]])}, outside the spans of all samples")
+        own = own.clamp(start, stop)
+        a = torch.where(inside.unsqueeze(-1), self.at(own), 0.0)
+        return t, pulled_rows(self.prob, own, self.path(own), a)
 
 
-def _expanded(t: Tensor, prob: ODEProblem) -> Tensor:
-    batch = prob.h0.shape[:-1]
-    return t.reshape(-1, *(1,) * len(batch)).expand(len(t), *batch)
+def _column(mask: Tensor, like: Tensor) -> Tensor:
+    return mask.reshape(*mask.shape, *(1,) * (like.ndim - mask.ndim))
 
 
 def _solver(prob: ODEProblem, alg: Algorithm, **options: Any) -> Solution:
@@ -192,39 +230,12 @@ def _solver(prob: ODEProblem, alg: Algorithm, **options: Any) -> Solution:
 
 
 def _source(loss: Loss, output: slice) -> Source:
-    return lambda t, h: loss.running_slope(t, h, output).state
+    """dl/dh of the running cost, by torch.func: the stiff method differentiates it by time."""
+    cost = loss.running
+    assert cost is not None
 
+    def slope(t: Tensor, h: Tensor) -> Tensor:
+        value, pull = pullback(lambda x: cost(t, loss.read(x, output)).sum(), h)
+        return pull(torch.ones_like(value))
 
-def _jumps(sol: Solution, loss: Loss, to_the_end: bool) -> list[Jump]:
-    """Where the loss looks at single states, the latest first; the end of the span too, if ``to_the_end``."""
-    prob = sol.prob
-    assert prob is not None
-    own = prob.per_sample
-    stop = prob.sample_spans()[1].detach() if own else prob.span[1]
-    jumps: list[Jump] = []
-    if loss.terminal is not None or to_the_end:
-        slope = torch.zeros_like(prob.h0)
-        if loss.terminal is not None:
-            slope = loss.terminal_slope(final_state(sol).detach(), sol.output_slice).state
-        jumps.append(Jump(stop, slope))
-    if loss.at is not None:
-        times = loss.times.detach().to(prob.h0.device)
-        states = states_at(sol, times)
-        for k in range(len(times) - 1, -1, -1):
-            slope = loss.slope_at(k, states[k].detach(), sol.output_slice).state
-            t: float | Tensor = float(times[k]) if times[k].ndim == 0 and not own else times[k]
-            if isinstance(t, Tensor):
-                t = t.expand(prob.h0.shape[:-1])
-            jumps.append(Jump(t, slope))
-    return jumps
-
-
-def _running_size(sol: Solution, source: Source) -> float:
-    """The size of what a running cost gives the adjoint: its largest slope times the span."""
-    assert not isinstance(sol.dense, str)
-    start, stop = sol.dense.span
-    looks = torch.linspace(0.0, 1.0, _LOOKS, dtype=torch.float64, device=start.device)
-    times = start + looks.reshape(-1, *(1,) * start.ndim) * (stop - start)
-    pairs = zip(times.unbind(0), sol(times).unbind(0), strict=True)
-    slopes = [source(torch.as_tensor(beside(t)), h).abs().max() for t, h in pairs]
-    return float(torch.stack(slopes).max() * (stop - start).max())
+    return slope

@@ -10,8 +10,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ctgate.algorithms import Euler
-from ctgate.controls.times import FLOAT64_EPS, as_float64, rounding_of
+from ctgate.controls.times import FLOAT64_EPS, as_float64, first_index, rounding_of
 from ctgate.integrators.dynamics import beside
+from ctgate.retcode import ReturnCode
 from ctgate.solution import Solution
 
 State = Float[Tensor, "*batch state"]
@@ -37,16 +38,19 @@ class Loss:
     Each cost returns a number, or one per sample ``(*batch)``, of which the sum is taken: a sum over samples,
     so that a mean is the caller's to take. Called with a solution the loss is a differentiable scalar. The
     integral is taken by Gauss-Legendre quadrature with 4 points on each accepted step; for ``Euler`` it is
-    what Euler makes of it, the sum of dt times the cost at the start of each step.
+    what Euler makes of it, the sum of dt times the cost at the start of each step. Where samples have steps
+    of their own the running cost must be one number per sample.
 
     Parameters:
         terminal: l(h) at the end of tspan.
         running: l(t, h), t a 0-dim float64 tensor, or a column ``(*batch, 1)`` where samples have their own.
-        at: (times, l(k, h)), the cost at ``times[k]``; times ``(time,)``, or ``(time, *batch)`` per sample.
+        at: (times, l(k, h)), the cost at ``times[k]``; times that do not decrease, ``(time,)``, or ``(time,
+            *batch)`` per sample.
         readout: a module that reads the field's output (the hidden state of the last layer); costs then get
             ``readout(output)`` in place of the state h, and its parameters receive gradients too.
 
-    Raises: TypeError for parts of the wrong kind, ValueError where there is none.
+    Raises: TypeError for parts of the wrong kind; ValueError where there is none, for times that decrease or
+        are not finite, and, when it is evaluated, for a cost of another shape.
 
     Source: THEORY.md 13.
     """
@@ -70,6 +74,26 @@ class Loss:
             )
         if self.terminal is None and self.running is None and self.at is None:
             raise ValueError("Loss() has no cost; give at least one of terminal, running and at")
+        if self.at is not None:
+            self._check_times()
+
+    def _check_times(self) -> None:
+        times = self.times.detach()
+        if times.ndim == 0 or len(times) == 0:
+            raise ValueError(
+                f"Loss(at=...): times has shape {tuple(times.shape)}; it must be (time,) or (time, *batch), "
+                "with one time at least"
+            )
+        wrong = first_index(~times.isfinite())
+        if wrong is not None:
+            raise ValueError(f"Loss(at=...): times{wrong} is {times[tuple(wrong)].item()}; it must be finite")
+        wrong = first_index(times[1:] < times[:-1])
+        if wrong is not None:
+            later = (wrong[0] + 1, *wrong[1:])
+            raise ValueError(
+                f"Loss(at=...): times{list(later)} is {times[later].item()} after "
+                f"{times[tuple(wrong)].item()}; times must not decrease"
+            )
 
     @property
     def times(self) -> Tensor:
@@ -88,30 +112,38 @@ class Loss:
     def __call__(self, sol: Solution) -> Float[Tensor, ""]:
         """The loss of a solution, differentiable as the solution is.
 
-        Raises: ValueError if the solve failed; RuntimeError where a state is needed that a solution with
-        ``dense=False`` did not keep.
+        Raises: ValueError if the solve failed or ended before the terminal cost; RuntimeError where a state
+        is needed that a solution with ``dense=False`` did not keep, and for a solution from a file.
         """
+        if sol.prob is None:
+            raise RuntimeError(
+                "Loss(sol): this solution was loaded from a file, without its problem; solve again"
+            )
         if not sol.retcode.good:
             raise ValueError(f"Loss(sol): the solve ended with {sol.retcode.name}: {sol.message}")
         total = sol.hs.new_zeros(())
         if self.terminal is not None:
-            total = total + self.terminal(self.read(final_state(sol), sol.output_slice)).sum()
+            h = final_state(sol)
+            total = total + checked("terminal", self.terminal(self.read(h, sol.output_slice)), h).sum()
         if self.at is not None:
             for k, h in enumerate(states_at(sol, self.times)):
-                total = total + self.at[1](k, self.read(h, sol.output_slice)).sum()
+                total = total + checked("at", self.at[1](k, self.read(h, sol.output_slice)), h).sum()
         if self.running is not None:
             for t, h, weight in quadrature(sol):
-                cost = self.running(t, self.read(h, sol.output_slice))
+                cost = checked("running", self.running(t, self.read(h, sol.output_slice)), h, weight)
                 total = total + (weight.to(cost.dtype) * cost).sum()
         return total
 
-    def slope(self, cost: Callable[[Tensor], Tensor], h: State, output: slice) -> Slope:
-        """A cost, a function of what :meth:`read` gives, with its derivatives at one state per sample."""
+    def slope(
+        self, cost: Callable[[Tensor], Tensor], h: State, output: slice, name: str | None = None
+    ) -> Slope:
+        """A cost, a function of what :meth:`read` gives, with its derivatives at one state per sample; errors
+        call it ``name``."""
         named = {} if self.readout is None else dict(self.readout.named_parameters())
         wanted = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
         with torch.enable_grad():
             at = h.detach().requires_grad_()
-            value = cost(self.read(at, output)).sum()
+            value = checked(name, cost(self.read(at, output)), at).sum()
             if not value.requires_grad:
                 zeros = {name: torch.zeros_like(parameter) for name, parameter in wanted.items()}
                 return Slope(value.detach(), torch.zeros_like(h), zeros)
@@ -121,24 +153,40 @@ class Loss:
     def terminal_slope(self, h: State, output: slice) -> Slope:
         """The terminal cost with its derivatives."""
         assert self.terminal is not None
-        return self.slope(self.terminal, h, output)
+        return self.slope(self.terminal, h, output, "terminal")
 
     def slope_at(self, k: int, h: State, output: slice) -> Slope:
         """The k-th cost of ``at`` with its derivatives."""
         assert self.at is not None
         cost = self.at[1]
-        return self.slope(lambda seen: cost(k, seen), h, output)
+        return self.slope(lambda seen: cost(k, seen), h, output, "at")
 
     def running_slope(self, t: Tensor, h: State, output: slice) -> Slope:
         """The running cost per unit of time with its derivatives; t as :attr:`running` gets it."""
         assert self.running is not None
         cost = self.running
-        return self.slope(lambda seen: cost(t, seen), h, output)
+        return self.slope(lambda seen: cost(t, seen), h, output, "running")
+
+
+def checked(name: str | None, cost: Tensor, h: Tensor, weight: Tensor | None = None) -> Tensor:
+    """A cost, if it is a number or, what weights per sample need, one per sample; else ValueError."""
+    batch = h.shape[:-1]
+    own = weight is not None and weight.ndim > 0
+    if cost.shape == batch or (cost.ndim == 0 and not own):
+        return cost
+    wanted = f"one number per sample, {tuple(batch)}" + ("" if own else ", or their sum")
+    why = ", whose steps are their own" if own else ""
+    whose = "Loss" if name is None else f"Loss({name}=...)"
+    raise ValueError(f"{whose}: the cost returned shape {tuple(cost.shape)}; it must be {wanted}{why}")
 
 
 def final_state(sol: Solution) -> Tensor:
-    """h at the end of tspan, ``(*batch, state)``."""
+    """h at the end of tspan, ``(*batch, state)``. Raises: ValueError where a callback ended the solve."""
     assert sol.prob is not None
+    if sol.retcode is ReturnCode.TERMINATED:
+        raise ValueError(
+            f"Loss(terminal=...): {sol.message}, before the end of tspan; give the cost as at=(times, l)"
+        )
     stop = sol.prob.sample_spans()[1]
     last = sol.ts[-1].detach()
     here = last if last.ndim else last.expand(stop.shape)
@@ -151,11 +199,15 @@ def final_state(sol: Solution) -> Tensor:
 
 def states_at(sol: Solution, times: Tensor) -> Sequence[Tensor]:
     """States at times ``(time,)`` or ``(time, *batch)``: the saved ones if all are, else interpolated."""
-    if times.ndim == 1 and sol.ts.ndim == 1:
-        nodes, wanted = sol.ts.detach().cpu(), times.detach().cpu().unsqueeze(1)
-        near = (nodes - wanted).abs() <= rounding_of(wanted, FLOAT64_EPS)
+    nodes, wanted = sol.ts.detach(), times.detach().to(sol.ts.device)
+    if times.ndim == 1 and nodes.ndim == 1:
+        near = (nodes - wanted.unsqueeze(1)).abs() <= rounding_of(wanted.unsqueeze(1), FLOAT64_EPS)
         if bool(near.any(1).all()):
             return [sol.hs[k] for k in near.to(torch.uint8).argmax(1).tolist()]
+    elif nodes.shape == wanted.shape and bool(
+        ((nodes - wanted).abs() <= rounding_of(wanted, FLOAT64_EPS)).all()
+    ):
+        return sol.hs.unbind(0)
     return sol(times).unbind(0)
 
 

@@ -13,6 +13,7 @@ import xarray as xr
 from ctgate.algorithms import Algorithm
 from ctgate.dense import Dense, Extension, Slopes
 from ctgate.integrators import scipy
+from ctgate.run_adjoint import Numbers
 from ctgate.run_samples import ScipyDense
 from ctgate.storage.dataset import array, batch_dims, tensor
 
@@ -24,6 +25,8 @@ _DEGREES = {"Radau": 3, "BDF": 5, "LSODA": 12}
 def dense_tree(dense: Extension, alg: Algorithm) -> xr.DataTree:
     """The group of a file that :func:`stored_dense` reads: ``node_time`` (node,) or, where samples have steps
     of their own, (node, *batch), ``node_state``, slopes ``left`` and ``right`` of each step, ``bubbles``."""
+    if isinstance(dense, Numbers):
+        dense = dense.extension
     if isinstance(dense, ScipyDense):
         dense = _hermite(dense, _DEGREES[type(alg).__name__])
     assert isinstance(dense, Dense)
