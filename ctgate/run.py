@@ -41,6 +41,7 @@ class SharedRun:
     ) -> None:
         self.prob = prob
         self.alg = alg
+        self.sensealg = sensealg
         self.tolerances = tolerances
         self.stats = stats
         self.resolution = time_resolution(prob.control)
@@ -83,7 +84,9 @@ class SharedRun:
         if self.backsolve:
             assert isinstance(alg, TorchdiffeqAlgorithm)
             assert isinstance(self.saves, list)
-            run_backsolve(dynamics, alg, cuts, self.tolerances, recorder, self.saves)
+            assert isinstance(self.sensealg, BacksolveAdjoint)
+            limit = self.sensealg.tolerance
+            run_backsolve(dynamics, alg, cuts, self.tolerances, recorder, self.saves, limit)
         elif self.torchdiffeq:
             assert isinstance(alg, TorchdiffeqAlgorithm)
             run_torchdiffeq(dynamics, alg, cuts, self.tolerances, recorder, kept)

@@ -12,9 +12,10 @@ import torch
 import torchdiffeq
 from torch import Tensor
 
+from ctgate.fields import Field
 from ctgate.integrators.dynamics import Dynamics
 from ctgate.integrators.grid import Interval
-from ctgate.integrators.recorder import Output, Recorder
+from ctgate.integrators.recorder import AcceptedStep, Output, Recorder
 from ctgate.integrators.torchdiffeq import (
     METHODS,
     Progress,
@@ -26,7 +27,11 @@ from ctgate.integrators.torchdiffeq import (
     shortest_step,
 )
 from ctgate.retcode import Halt, ReturnCode, SolveError
+from ctgate.sensealg.amplification import Amplification
 from ctgate.sensealg.probe import distinct, refuse_captured, refuse_nested
+
+# How many calls deep this is: run_backsolve, SharedRun._dispatch, SharedRun.integrate, _solve, solve.
+_TO_THE_CALLER_OF_SOLVE = 6
 
 
 class ReversibleWalk(Walk):
@@ -42,7 +47,7 @@ class ReversibleWalk(Walk):
             raise SolveError(
                 f"BacksolveAdjoint: the reverse solve broke down at t = {t:.9g} (step {float(dt):.3g}): "
                 "re-integrating the state backwards amplifies errors by the spread of the rates; use "
-                "DiscreteAdjoint()",
+                "GaussAdjoint() or DiscreteAdjoint()",
                 ReturnCode.DT_UNDERFLOW if finite else ReturnCode.UNSTABLE,
             )
 
@@ -76,15 +81,27 @@ def run_backsolve(
     tolerances: tuple[float, float],
     recorder: Recorder,
     saves: Sequence[float],
+    tolerance: float,
 ) -> None:
-    """Integrate with gradients by backsolve; outputs at ``saves``."""
+    """Integrate with gradients by backsolve; outputs at ``saves``. Warns where the reverse solve amplifies
+    errors beyond ``tolerance``."""
     prob = dynamics.prob
     parameters = distinct(prob.named_parameters().values())
     first = distinct([*parameters, *cuts[0].u.coefficients])
     refuse_captured(prob, cuts[0].start, cuts[0].u(cuts[0].start), first, "BacksolveAdjoint")
     refuse_nested(first, "BacksolveAdjoint")
     limit = float("inf") if recorder.max_steps is None else recorder.max_steps
-    progress = Progress(lambda step: recorder.observe(float(step.start), float(step.stop), step.right), limit)
+    resets = sorted({*saves, *(cut.stop for cut in cuts)})
+    amplification = Amplification(dynamics, resets)
+    # A plain function says nothing about rates, and where nothing wants a gradient nothing goes backwards.
+    guarded = not isinstance(prob.field, Field) and bool(distinct([*first, prob.h0]))
+
+    def note(step: AcceptedStep) -> None:
+        if guarded:
+            amplification.see(step)
+        recorder.observe(float(step.start), float(step.stop), step.right)
+
+    progress = Progress(note, limit)
     h = prob.h0
     wish = first_wish(dynamics, alg, cuts[0], h, tolerances)
     try:
@@ -107,6 +124,7 @@ def run_backsolve(
             h, wish = states[-1], walk.wish
     finally:
         recorder.stats.rejected = progress.rejected
+        amplification.warn(tolerances[0], tolerance, _TO_THE_CALLER_OF_SOLVE)
 
 
 def _reversible(

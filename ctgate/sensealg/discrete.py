@@ -1,8 +1,8 @@
 """The discrete adjoint: differentiate the steps that were taken.
 
 Adaptive methods find their steps outside the graph. Where a gradient is wanted the steps are then taken
-again, each under ``torch.utils.checkpoint`` (non-reentrant): the graph keeps the states between them and
-computes the stages once more in the backward pass. Tensors that the field captures keep their gradients.
+again, each as one node of the graph, which keeps the states between them and computes the stages once more in
+the backward pass (:mod:`ctgate.sensealg.retake`). Tensors that the field captures keep their gradients.
 Fixed steps are known beforehand; autograd follows them as they run, or, with checkpoints, in stretches that
 run again. THEORY.md 6 and 8.
 """

@@ -17,14 +17,16 @@ class DiscreteAdjoint:
     """Differentiate the accepted steps: the exact gradient of the numerical solution. The default.
 
     The choice of the steps is outside the graph. Any tensor that the field uses receives its gradient,
-    captured ones included; so do times per sample.
+    captured ones included; so do times per sample. Third derivatives are refused where steps are taken again.
 
     Parameters: ``checkpoints``, the number of states that the forward pass keeps. With None the graph of
     fixed-step methods and of Dopri8 is that of all their stages. The native adaptive ones (Bosh3, Dopri5,
     Tsit5, Rosenbrock23) keep the state between accepted steps, and compute the stages again in the backward
     pass. With a number, the steps between two checkpoints are taken again in the backward pass, so memory
     falls from all steps to (all steps)/checkpoints plus checkpoints; about the square root of the number
-    of steps is best. Adaptive methods then choose their steps in a pass of its own.
+    of steps is best. Adaptive methods then choose their steps in a pass of its own. Where the field captures
+    a tensor that requires grad beyond its parameters, or its input is computed from them, the graph keeps a
+    light node for every operation besides.
 
     Applicability: where steps are taken again the field must be deterministic, and the tensors that it reads
     must not change before the backward pass (RuntimeError if they do). The transforms of ``torch.func``
@@ -103,15 +105,34 @@ class BacksolveAdjoint:
     r"""Integrate state and adjoint backwards in time (torchdiffeq's ``odeint_adjoint``), one call per knot
     interval.
 
-    Memory does not grow with the number of steps, but the state is re-integrated backwards, which
-    amplifies errors by :math:`\exp\int (r_{max} - r_{min})\,dt` over each interval between saved times: with
-    gates whose time constants differ it is wrong without a word. Two leaky units, rates 5 and 0.5, the
-    fast driving the slow over 4 time units, give a relative gradient error of order 1 at rtol = 1e-6.
-    It is here for comparison (THEORY.md 6). A field that captures a tensor requiring grad other than its
+    Memory does not grow with the number of steps, but the state is re-integrated backwards, which amplifies
+    errors by :math:`\exp\int (r_{max} - r_{min})\,dt` between the times at which it is set right, the saved
+    ones and the knots: with gates whose time constants differ the gradient is wrong. Two leaky units, rates 5
+    and 0.5, the fast driving the slow over 4 time units, give a relative error of 2e-2 at rtol = 1e-6. It is
+    here for comparison (THEORY.md 6). A field that captures a tensor requiring grad other than its
     parameters is refused.
+
+    Parameters: ``tolerance``, what that factor (of the sample and the interval where it is largest), times
+    rtol, may be; beyond it ``solve`` warns (RuntimeWarning), with the interval and how dense ``saveat`` must
+    be. The product bounds what an error of rtol grows to, from above: in the table of THEORY.md 6 it is 100
+    to 3000 times the error. With 1e-2 every entry that is wrong by more than 1e-5 warns, and no other.
+    ``float("inf")`` never warns.
+
+    The rates are those that the field gives, one evaluation per accepted step. A ``Field(fn)`` gives none, so
+    nothing is known of it and nothing is said.
 
     Without ``saveat`` the solution is returned at the ends of tspan and at the knots.
     """
+
+    tolerance: float = 1e-2
+
+    def __post_init__(self) -> None:
+        valid = isinstance(self.tolerance, int | float) and not isinstance(self.tolerance, bool)
+        if not valid or not self.tolerance > 0.0:
+            raise ValueError(
+                f"BacksolveAdjoint(tolerance=...): tolerance is {self.tolerance!r}; it must be a positive "
+                "number"
+            )
 
 
 ContinuousAdjoint = InterpolatingAdjoint | GaussAdjoint
