@@ -11,12 +11,15 @@ from ctgate.controls.times import as_float64, rounding_of
 from ctgate.integrators.grid import time_resolution
 from ctgate.sensitivity.along import linearize, unflat
 from ctgate.sensitivity.injections import at_nodes, injections
-from ctgate.sensitivity.lanes import carry, start, steps_of, stretch_between
+from ctgate.sensitivity.lagged import shared_intervals
+from ctgate.sensitivity.lanes import carry, start, steps_of, stretch_of
 from ctgate.sensitivity.loss import Loss
 from ctgate.sensitivity.propagators import nodes_of, times_inside
 from ctgate.solution import Solution
 
 Times = Sequence[float] | Tensor
+# Numbers in the matrices of one piece of a walk.
+_BUDGET = 2**21
 
 
 class Clock(abc.ABC):
@@ -174,11 +177,16 @@ class FlowClock(Clock):
     def walk(self, where: Tensor, lags: Sequence[float], lane: str) -> Iterator[Tensor]:
         """From lag to lag."""
         value, stops = start(lane, self.ones(where)), where
-        for lag in lags:
-            starts = (where - lag).clamp(min=self.nodes[0])
-            value = carry(lane, value, stretch_between(self.sol, starts, stops))
-            stops = starts
-            yield value
+        size = len(where) * self.sol.hs[0].numel() * self.sol.hs.shape[-1]
+        length = max(1, _BUDGET // max(1, size))
+        for first in range(0, len(lags), length):
+            starts = [(where - lag).clamp(min=self.nodes[0]) for lag in lags[first : first + length]]
+            ends = torch.stack([stops, *starts])
+            # Times and lags on one grid share most of these intervals.
+            for segment in shared_intervals(self.sol, ends[1:], ends[:-1]):
+                value = carry(lane, value, stretch_of(segment))
+                yield value
+            stops = ends[-1]
 
     def slopes(self, where: Tensor, loss: Loss) -> Tensor:
         """Of the costs that act at these times; of a running cost, at the nodes of its quadrature."""

@@ -12,13 +12,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ctgate.sensitivity.propagators import nodes_of, propagators, segments_between
+from ctgate.sensitivity.pieces import steps_in_pieces
+from ctgate.sensitivity.propagators import segments_between
+from ctgate.sensitivity.segments import Segment
 from ctgate.solution import Solution
 
 ADJOINT = "adjoint"
 ORDERS = ("leak", "first", "exact")
-# Numbers in one tensor of matrices.
-_BUDGET = 2**21
 
 
 class Stretch(NamedTuple):
@@ -72,11 +72,8 @@ def read(lane: str, value: Tensor) -> Tensor:
 def steps_of(sol: Solution, lanes: Collection[str]) -> Stretch:
     """Every step of an Euler solution, from one piece of the trajectory at a time; the matrices only where
     "exact" asks for them."""
-    count = len(nodes_of(sol)) - 1
-    length = max(1, _BUDGET // max(1, sol.hs[0].numel() * sol.hs.shape[-1]))
     rows = []
-    for first in range(0, count, length):
-        piece = propagators(sol, torch.arange(first, min(first + length, count) + 1, device=sol.hs.device))
+    for piece in steps_in_pieces(sol):
         phi = piece.phi if "exact" in lanes else piece.phi.new_empty(0)
         rows.append((phi, piece.leak, piece.first.diagonal(dim1=-2, dim2=-1).clone()))
     return Stretch(*(torch.cat(parts) for parts in zip(*rows, strict=True)))
@@ -84,5 +81,9 @@ def steps_of(sol: Solution, lanes: Collection[str]) -> Stretch:
 
 def stretch_between(sol: Solution, starts: Tensor, stops: Tensor) -> Stretch:
     """Along a flow from each of the times ``starts`` to that of ``stops``, (m,) or (m, *batch)."""
-    found = segments_between(sol, starts, stops)
-    return Stretch(found.phi, found.leak, found.first.diagonal(dim1=-2, dim2=-1))
+    return stretch_of(segments_between(sol, starts, stops))
+
+
+def stretch_of(segment: Segment) -> Stretch:
+    """What lanes take of transport."""
+    return Stretch(segment.phi, segment.leak, segment.first.diagonal(dim1=-2, dim2=-1))

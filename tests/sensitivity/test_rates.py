@@ -12,6 +12,7 @@ from torch import nn
 from torch.autograd.functional import jacobian
 
 import ctgate as ct
+from ctgate.sensitivity import clocks, lagged
 from tests.typechecker import unchecked
 
 STEPS, BATCH, INPUT, HIDDEN = 9, 2, 2, 4
@@ -385,3 +386,31 @@ def test_refuses_what_is_no_order_no_solution_or_has_its_own_times():
     own = ct.solve(ct.ODEProblem(field, torch.ones(2, 2, dtype=torch.float64), spans), ct.Euler(0.5))
     with pytest.raises(ValueError, match="times of their own"):
         ct.effective_rates(own, [0])
+
+
+def test_what_times_and_lags_share_is_integrated_once(monkeypatch):
+    """One by one, in pieces of one lag, or together: the same rates, and fewer intervals."""
+    field = ct.GRU(INPUT, HIDDEN, tau=1.0, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    ts = torch.arange(9.0, dtype=torch.float64)
+    control = ct.ZeroOrderHold(ts, normal(8, BATCH, INPUT))
+    prob = ct.ODEProblem(field, field.initial_state((BATCH,)), (0.0, 8.0), control)
+    sol = ct.solve(prob, ct.Dopri5(), rtol=1e-6, atol=1e-8)
+    counts = []
+    between = lagged.segments_between
+
+    def counted(sol, starts, stops, *rest):
+        counts.append(len(starts))
+        return between(sol, starts, stops, *rest)
+
+    monkeypatch.setattr(lagged, "segments_between", counted)
+    lags, times = [0.0, 1.0, 2.0, 3.0, 4.0], [4.0, 5.0, 6.0, 7.0, 8.0]
+    together = ct.effective_rates(sol, lags, "first", times=times)
+    # Eight between whole times, and five of no length at lag 0.
+    assert counts == [13]
+    monkeypatch.setattr(clocks, "_BUDGET", 1)
+    piecewise = ct.effective_rates(sol, lags, "first", times=times)
+    assert counts[1:] == [5] * 5
+    np.testing.assert_allclose(piecewise.mu, together.mu, rtol=1e-12)
+    for k, time in enumerate(times):
+        alone = ct.effective_rates(sol, lags, "first", times=[time])
+        np.testing.assert_allclose(alone.mu[:, 0], together.mu[:, k], rtol=1e-12)
