@@ -229,6 +229,9 @@ class Extension(Protocol):
     def __call__(self, t: Tensor) -> Tensor:
         """States ``(time, *batch, state)`` at times ``(time,)`` or ``(time, *batch)`` inside the span."""
 
+    def of_sample(self, sample: tuple[int, ...], t: Tensor) -> Tensor:
+        """The states of one sample of the batch ``(time, state)`` at times ``(time,)``."""
+
 
 SlopesOf = Callable[[Ends, Tensor], Slopes]
 
@@ -309,6 +312,11 @@ class Dense:
             Slopes(slopes.left[back], slopes.right[back], slopes.bubbles[:, back]),
             t,
         )
+
+    def of_sample(self, sample: tuple[int, ...], t: Tensor) -> Tensor:
+        """One sample's row of all."""
+        place: tuple[int | slice, ...] = (slice(None), *sample)
+        return self(t)[place]
 
     def _per_sample(self, step: Tensor, t: Tensor) -> Tensor:
         """Interpolation where samples have steps of their own; one without any stays where it is, and the

@@ -128,6 +128,10 @@ class Numbers:
             )
         return self.extension(t)
 
+    def of_sample(self, sample: tuple[int, ...], t: Tensor) -> Tensor:
+        """One sample's states, as numbers."""
+        return self.extension.of_sample(sample, t)
+
 
 class _Attached(torch.autograd.Function):
     """The states of a finished solve, with the derivative that its job computes."""

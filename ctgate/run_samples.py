@@ -137,6 +137,12 @@ class ScipyDense:
         stacked = torch.from_numpy(np.stack(states, axis=1)).to(self.like)
         return stacked.reshape(len(t), *self.batch, -1)
 
+    def of_sample(self, sample: tuple[int, ...], t: Tensor) -> Tensor:
+        """By the sample's own interpolant."""
+        run = self.runs[int(np.ravel_multi_index(sample, self.batch)) if sample else 0]
+        times = t.detach().cpu().numpy().clip(run.ts[0], run.ts[-1])
+        return torch.from_numpy(scipy.evaluate(run, times)).to(self.like)
+
 
 def _run_scipy(
     dynamics: Dynamics, alg: ScipyAlgorithm, tolerances: tuple[float, float], recorder: Recorder

@@ -173,6 +173,11 @@ class VectorField(nn.Module, abc.ABC):
         self.check_arguments(h, u)
         return AutogradLinearization(self, t, h, u)
 
+    def of_sample(self, sample: tuple[int, ...]) -> "VectorField":
+        """This field as one sample of the batch sees it, alone: itself, unless it holds something of each
+        sample."""
+        return self
+
     def initial_state(self, batch_shape: Sequence[int] = ()) -> Float[Tensor, "*batch state"]:
         """Zeros of shape ``(*batch_shape, state)`` in the dtype and on the device of the parameters.
 

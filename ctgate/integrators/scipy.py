@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ctgate.integrators.dynamics import Dynamics
 from ctgate.integrators.grid import Input
+from ctgate.problem import remake
 from ctgate.retcode import Halt, ReturnCode
 
 _SOLVERS = {
@@ -275,6 +276,10 @@ class _SampleField:
 
     def __init__(self, dynamics: Dynamics, sample: tuple[int, ...]) -> None:
         self._dynamics = dynamics
+        self._prob = dynamics.prob
+        own = self._prob.field.of_sample(sample)
+        if own is not self._prob.field:
+            self._prob = remake(self._prob, field=own)
         self._sample = sample
         self._ones = (1,) * len(sample)
 
@@ -282,7 +287,7 @@ class _SampleField:
     def slope(self, u: Input, t: float, h: State) -> State:
         self._dynamics.stats.evaluations += 1
         state = self._tensor(h)
-        value = self._dynamics.prob.call("forward", t, state, self._row(u, t))
+        value = self._prob.call("forward", t, state, self._row(u, t))
         if not isinstance(value, Tensor):
             raise TypeError(f"the field returned {type(value).__name__} for dh/dt; it must return a tensor")
         if value.shape != state.shape:
@@ -296,7 +301,7 @@ class _SampleField:
     @torch.no_grad()
     def jacobian(self, u: Input, t: float, h: State) -> Matrix:
         self._dynamics.stats.jacobians += 1
-        value = self._dynamics.prob.call("jacobian", t, self._tensor(h), self._row(u, t)).full()
+        value = self._prob.call("jacobian", t, self._tensor(h), self._row(u, t)).full()
         return _array(value.reshape(h.size, h.size))
 
     def _tensor(self, h: State) -> Tensor:

@@ -8,15 +8,18 @@ with h(t) from the continuous extension of the forward solution. THEORY.md 13.
 """
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from itertools import repeat
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.func import vmap
 
 from ctgate.dense import Extension
 from ctgate.fields import Jacobian, VectorField
 from ctgate.fields.base import Time
+from ctgate.fields.jacobian import unit_vectors
 from ctgate.kernels import Linearization
 from ctgate.problem import ODEProblem
 
@@ -37,12 +40,21 @@ class Along(VectorField):
         super().__init__(input_size=prob.field.input_size, state_size=size)
         self.prob = prob
         self.path = path
+        self._sample: tuple[int, ...] | None = None
+
+    def of_sample(self, sample: tuple[int, ...]) -> "Along":
+        """The equation along one sample's path."""
+        own = copy(self)
+        own._sample = sample
+        return own
 
     def at(self, t: Time, like: Tensor) -> tuple[Time, Tensor]:
         """The forward time, and the state there, with the batch dimensions of ``like``."""
         batch = self.prob.h0.ndim - 1
         if not isinstance(t, Tensor) or t.ndim == 0:
             when = torch.as_tensor(t, dtype=torch.float64, device=like.device)
+            if self._sample is not None:
+                return when, self.path.of_sample(self._sample, when.reshape(1)).reshape(*(1,) * batch, -1)
             return when, self.path(when.reshape(1))[0]
         if t.ndim == batch + 1:
             return t, self.path(t.movedim(-1, 0))[0]
@@ -89,6 +101,12 @@ class Adjoint(Along):
     def sourced(self, t: Time, h: Tensor) -> Tensor:
         """dl/dh, time by time where there are several."""
         assert self.source is not None
+        if self._sample is not None:
+            # A cost knows its samples by their place in the batch, so it sees all of them.
+            when = torch.as_tensor(t, dtype=torch.float64, device=h.device)
+            whole = self.path(when.reshape(1))[0]
+            own = when.expand(*whole.shape[:-1], 1) if self.path.nodes.ndim > 1 else when
+            return self.source(own, whole)[self._sample].reshape(h.shape)
         if h.ndim == self.prob.h0.ndim:
             return self.source(torch.as_tensor(t, dtype=torch.float64, device=h.device), h)
         assert isinstance(t, Tensor)
@@ -152,8 +170,18 @@ class AugmentedAdjoint(Adjoint):
     def jacobian(
         self, t: Time, h: Float[Tensor, "*batch state"], u: Float[Tensor, "*#batch channel"] | None = None
     ) -> Jacobian:
-        """By differentiation: the equation is linear, and its integral part has no short form."""
-        return VectorField.jacobian(self, t, h, u)
+        """The forward Jacobian, transposed, above B^T, which is formed whole; the integral drives nothing."""
+        when, state = self.at(-t, h)
+        jacobian: Jacobian = self.prob.call("jacobian", when, state, u)
+        lin = self.prob.call("linearize", when, state, u)
+        keep = state.ndim - 1
+        blocks = vmap(lambda unit: lin.parameter_vjp(unit, keep=keep))(unit_vectors(state))
+        rows = [blocks[name].reshape(*blocks[name].shape[: keep + 1], -1) for name in self.names]
+        immediate = torch.cat(rows, -1).movedim(0, -1)
+        left = torch.cat((jacobian.coupling.mT, immediate), -2)
+        coupling = torch.cat((left, left.new_zeros(*left.shape[:-1], self.integral_size)), -1)
+        leak = torch.cat((jacobian.leak, h.new_zeros(*h.shape[:-1], self.integral_size)), -1)
+        return Jacobian(leak, coupling)
 
 
 def _paired(around: Sequence[Linearization], a: Tensor) -> list[tuple[Linearization, Tensor]]:

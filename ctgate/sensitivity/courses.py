@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctgate.algorithms import Algorithm
+from ctgate.algorithms import Algorithm, Rosenbrock23, ScipyAlgorithm
 from ctgate.controls.times import FLOAT64_EPS, first_index, rounding_of
 from ctgate.dense import Dense
 from ctgate.fields.jacobian import pullback
@@ -18,7 +18,7 @@ from ctgate.problem import ODEProblem
 from ctgate.sensealg.continuous import Jump, Pulled, ReversePass, control_tensors
 from ctgate.sensealg.reverse import Source
 from ctgate.sensitivity.injections import at_nodes, injections
-from ctgate.sensitivity.loss import Loss, final_state, states_at
+from ctgate.sensitivity.loss import Loss, checked, final_state, states_at
 from ctgate.sensitivity.reverse_map import backwards, pulled_inputs, pulled_rows, pulled_sums, step_sizes
 from ctgate.solution import Solution
 from ctgate.solve import solve
@@ -123,6 +123,11 @@ class FlowCourse(Course):
         if alg.adaptive and sol.tolerances is not None and rtol is None:
             rtol, atol = sol.tolerances[0], sol.tolerances[1] if atol is None else atol
         tolerances = check_tolerances(alg, rtol, atol, prob.h0.dtype)
+        if isinstance(alg, Rosenbrock23) and isinstance(sol.alg, ScipyAlgorithm):
+            raise ValueError(
+                f"adjoint: alg is {alg}, which differentiates sol(t) by t, and the solution is by {sol.alg}, "
+                "whose interpolants are scipy's; leave alg out, or solve with Rosenbrock23()"
+            )
         backward = ReversePass(
             prob,
             alg,
@@ -235,7 +240,7 @@ def _source(loss: Loss, output: slice) -> Source:
     assert cost is not None
 
     def slope(t: Tensor, h: Tensor) -> Tensor:
-        value, pull = pullback(lambda x: cost(t, loss.read(x, output)).sum(), h)
+        value, pull = pullback(lambda x: checked("running", cost(t, loss.read(x, output)), x).sum(), h)
         return pull(torch.ones_like(value))
 
     return slope
