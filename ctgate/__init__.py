@@ -61,12 +61,14 @@ from ctgate.sensitivity import (
     Sensitivity,
     adjoint,
     check_sensitivities,
+    closed_forms,
     sensitivity,
     sensitivity_jvp,
 )
 from ctgate.sensitivity.analogies import equivalent_adam, equivalent_momentum, equivalent_schedule
 from ctgate.sensitivity.coupling import coupled_flow
 from ctgate.sensitivity.covariance import gradient_covariance
+from ctgate.sensitivity.envelope import fit_envelope
 from ctgate.sensitivity.lags import gradient_by_lag
 from ctgate.sensitivity.per_sample import per_sample_gradients
 from ctgate.sensitivity.preconditioner import adam_by_unit, preconditioner
@@ -132,6 +134,7 @@ __all__ = [
     "adam_by_unit",
     "adjoint",
     "check_sensitivities",
+    "closed_forms",
     "convergence",
     "coupled_flow",
     "effective_rates",
@@ -140,6 +143,7 @@ __all__ = [
     "equivalent_schedule",
     "expansion",
     "expansion_error",
+    "fit_envelope",
     "from_pandas",
     "from_sequences",
     "from_xarray",

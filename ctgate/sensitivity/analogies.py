@@ -10,7 +10,8 @@ from torch import Tensor
 from ctgate import __version__
 from ctgate.algorithms import Euler
 from ctgate.sensitivity.labels import attributes
-from ctgate.sensitivity.propagators import check_solution, nodes_of, propagators
+from ctgate.sensitivity.pieces import steps_in_pieces
+from ctgate.sensitivity.propagators import check_solution, nodes_of
 from ctgate.solution import Solution
 from ctgate.storage.dataset import array
 
@@ -167,7 +168,7 @@ def _retentions(gates: Solution | Tensor) -> Retentions:
     if isinstance(gates, Solution):
         check_solution(gates, "a gate sequence")
         discrete = isinstance(gates.alg, Euler)
-        kept = propagators(gates).leak
+        kept = torch.cat([piece.leak for piece in steps_in_pieces(gates)])
         size = kept.shape[-1]
         nodes = nodes_of(gates)
         ages = nodes[-1:] - nodes[:-1]

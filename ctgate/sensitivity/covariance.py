@@ -15,6 +15,7 @@ from ctgate.fields import VectorField
 from ctgate.problem import ODEProblem
 from ctgate.sensitivity.loss import Loss
 from ctgate.sensitivity.per_sample import Rows, per_sample_gradients
+from ctgate.sensitivity.spectra import anisotropy, cosine
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -233,7 +234,7 @@ def _moment(g: Tensor, v: Tensor, sizes: list[int]) -> dict[str, Tensor]:
     diagonal = g.square().sum(0)
     shares = torch.zeros(len(sizes), dtype=g.dtype, device=g.device)
     owner = torch.arange(len(sizes), device=g.device).repeat_interleave(torch.tensor(sizes, device=g.device))
-    ratio, rank = anisotropy(sigma, g.shape)
+    ratio, rank = anisotropy(sigma, max(g.shape))
     known = torch.arange(len(sigma), device=sigma.device) < rank
     scaled = torch.linalg.svdvals(g / (v.sqrt() + ADAM_EPS))
     return {
@@ -245,24 +246,6 @@ def _moment(g: Tensor, v: Tensor, sizes: list[int]) -> dict[str, Tensor]:
         "participation_ratio": total.square() / energies.square().sum(),
         "adam_alignment": cosine(diagonal, v),
         "diagonality": torch.linalg.vector_norm(diagonal) / torch.linalg.vector_norm(energies),
-        "adam_anisotropy": anisotropy(scaled, g.shape)[0],
+        "adam_anisotropy": anisotropy(scaled, max(g.shape))[0],
         "block_energy": shares.index_add(0, owner, diagonal) / total,
     }
-
-
-def anisotropy(
-    sigma: Float[Tensor, "*batch rank"], shape: tuple[int, ...]
-) -> tuple[Float[Tensor, "*batch"], Tensor]:
-    """sigma_1 / sigma_r of descending singular values of matrices ``(..., rows, columns)``, and r, the number
-    of them above sigma_1 times the precision times the larger size; NaN and 0 for a matrix of zeros."""
-    floor = sigma[..., :1] * (torch.finfo(sigma.dtype).eps * max(shape[-2:]))
-    rank = (sigma > floor).sum(-1)
-    least = sigma.gather(-1, (rank - 1).clamp(min=0).unsqueeze(-1)).squeeze(-1)
-    return sigma[..., 0] / least, rank
-
-
-def cosine(x: Float[Tensor, "*batch n"], y: Float[Tensor, "*#batch n"]) -> Float[Tensor, "*batch"]:
-    """The cosine of the angle between vectors; NaN where one of them is zero."""
-    norms = torch.linalg.vector_norm(x, dim=-1) * torch.linalg.vector_norm(y, dim=-1)
-    value: Tensor = (x * y).sum(-1) / norms
-    return value

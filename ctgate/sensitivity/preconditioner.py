@@ -10,10 +10,11 @@ from torch import Tensor
 
 from ctgate.fields import VectorField
 from ctgate.fields.cell import Cell
-from ctgate.sensitivity.covariance import ADAM_EPS, anisotropy, cosine
+from ctgate.sensitivity.covariance import ADAM_EPS
 from ctgate.sensitivity.labels import attributes
 from ctgate.sensitivity.lagged import Lags, check_clock, check_lags, transports
 from ctgate.sensitivity.propagators import check_solution, nodes_of
+from ctgate.sensitivity.spectra import anisotropy, cosine
 from ctgate.solution import Solution
 from ctgate.storage.dataset import array
 
@@ -54,11 +55,11 @@ def preconditioner(
 
     Returns: Dataset by ``lag`` and ``batch`` (flattened): ``gain`` (unit), the diagonal of mu;
         ``singular_value`` and ``concentration`` (rank), the latter the share of the squares in the leading
-        directions; ``anisotropy``, :math:`\sigma_1/\sigma_r`, r the numerical rank (all units at order
-        "leak"); ``diagonality``, how much of the Frobenius norm is on the diagonal, all that a step size per
-        unit can imitate; and with ``second_moment`` Adam's ``adam`` (unit), ``adam_alignment``, its cosine
-        with the gain, and ``adam_correlation``, the same about their means over units (of positive vectors
-        the cosine is never small). NaN where T - lag is before the start.
+        directions; ``anisotropy``, :math:`\sigma_1/\sigma_r`, r the numerical rank; ``diagonality``, how much
+        of the Frobenius norm is on the diagonal, all that a step size per unit can imitate; and with
+        ``second_moment`` Adam's ``adam`` (unit), ``adam_alignment``, its cosine with the gain, and
+        ``adam_correlation``, the same about their means over units (of positive vectors the cosine is never
+        small). NaN where T - lag is before the start.
 
     Raises: ValueError for another ``order``, lags or moments that do not fit; otherwise as
         :func:`ctgate.transition`.
@@ -134,7 +135,7 @@ def _row(mu: Tensor, adam: Tensor | None, diagonal: bool) -> dict[str, Tensor]:
         "gain": gain,
         "singular_value": sigma,
         "concentration": sigma.square().cumsum(-1) / norm.square().unsqueeze(-1),
-        "anisotropy": sigma[..., 0] / sigma[..., -1] if diagonal else anisotropy(sigma, mu.shape)[0],
+        "anisotropy": anisotropy(sigma, mu.shape[-1], exact=diagonal)[0],
         "diagonality": torch.linalg.vector_norm(gain, dim=-1) / norm,
     }
     if adam is not None:
@@ -159,8 +160,8 @@ def adam_by_unit(
 
     Returns: one value per state variable [parameter/loss].
 
-    Raises: TypeError for another field; ValueError for names or shapes that are not the cell's, or no
-        parameter that belongs to units.
+    Raises: TypeError for another field, or moments that are no dict; ValueError for names or shapes that are
+        not the cell's, or no parameter that belongs to units.
 
     Source: THEORY.md 16; D. Kingma and J. Ba, arXiv 1412.6980 (Adam).
     """
@@ -169,19 +170,25 @@ def adam_by_unit(
             f"adam_by_unit(field=...): field is {type(field).__name__}; it must be a single cell, "
             "whose weights have rows by unit"
         )
+    if not isinstance(second_moment, Mapping):
+        raise TypeError(
+            f"adam_by_unit(second_moment=...): second_moment is {type(second_moment).__name__}; it must be a "
+            "dict of tensors by parameter name"
+        )
     own, size = dict(field.named_parameters()), field.hidden_size
     total = torch.zeros(size, dtype=next(field.parameters()).dtype, device=next(field.parameters()).device)
     count = 0
     for name, v in second_moment.items():
-        if name not in own or v.shape != own[name].shape:
+        if not isinstance(v, Tensor) or name not in own or v.shape != own[name].shape:
+            what = f"has shape {tuple(v.shape)}" if isinstance(v, Tensor) else f"is {type(v).__name__}"
             raise ValueError(
-                f"adam_by_unit(second_moment=...): {name!r} has shape {tuple(v.shape)}; the parameters of "
-                f"{type(field).__name__} are { {key: tuple(p.shape) for key, p in own.items()} }"
+                f"adam_by_unit(second_moment=...): {name!r} {what}; it must be a tensor in the shape of a "
+                f"parameter of {type(field).__name__}, { {key: tuple(p.shape) for key, p in own.items()} }"
             )
         if v.ndim == 0:
             continue
         scale = 1.0 / (v.detach().to(total).sqrt() + eps)
-        rows = scale[len(v) % size :].reshape(-1, size, v[0].numel())
+        rows = scale[len(v) % size :].reshape(len(v) // size, size, -1)
         total += rows.sum((0, 2))
         count += rows.shape[0] * rows.shape[2]
     if count == 0:

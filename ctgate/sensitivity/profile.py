@@ -11,6 +11,7 @@ from torch import Tensor
 from ctgate.sensitivity.labels import attributes, time_coordinate
 from ctgate.sensitivity.lagged import Clock, Lagged, Lags, Times, check_clock, check_lags, transports
 from ctgate.sensitivity.propagators import check_solution
+from ctgate.sensitivity.spectra import anisotropy
 from ctgate.solution import Solution
 from ctgate.storage.dataset import array
 
@@ -136,15 +137,14 @@ def _spectrum(lagged: Lagged, order: Order, directions: int) -> _Spectrum:
         values = torch.linalg.svdvals(
             segment.phi if exact else torch.diag_embed(segment.leak) + segment.first
         )
-    r = min(directions, values.shape[-1])
-    largest, other = values[..., 0], values[..., r - 1]
+    size = values.shape[-1]
+    r, largest = min(directions, size), values[..., 0]
     # Small entries of a diagonal are as accurate as large ones.
-    noise = 0.0 if order == "leak" else values.shape[-1] * torch.finfo(values.dtype).eps
-    anisotropy = torch.where(other > noise * largest, largest / other, torch.nan)
+    ratio, _ = anisotropy(values, size, r, exact=order == "leak")
     energy = (values / largest.unsqueeze(-1)).square()
     concentration = energy[..., :r].sum(-1) / energy.sum(-1)
     known = _beside_batch(lagged.known, largest)
-    numbers = (largest.double().log() + scale, anisotropy, concentration)
+    numbers = (largest.double().log() + scale, ratio, concentration)
     return _Spectrum(*(torch.where(known, x, torch.nan) for x in numbers))
 
 

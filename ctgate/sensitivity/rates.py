@@ -67,8 +67,7 @@ def effective_rates(
         ``mu`` (lag, time, batch, unit), in the unit of the learning rate.
         ``envelope`` (lag), the mean over times and samples of :math:`\|\mathrm{diag}\,\mu\|_1 / n`.
         ``amplitude``, ``shape``, ``r_squared``, ``points`` (law) of the envelope fitted at lag > 0 by
-        :func:`ctgate.sensitivity.envelope.fit_envelope`, whose ``shape`` is T [lag], b or p; ``fitted``
-        (law, lag).
+        :func:`ctgate.fit_envelope`, whose ``shape`` is T [lag], b or p; ``fitted`` (law, lag).
         ``time_scale`` (unit) [lag], T of the exponential fitted to the mean of each unit's abs(mu).
         At order "exact" also ``sigma`` (lag, time, batch, rank), the singular values of Phi, and
         ``left_vector``, ``right_vector`` (lag, time, batch, unit, direction) for the largest ones, at t and

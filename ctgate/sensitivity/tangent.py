@@ -1,6 +1,5 @@
-r"""How a parameter update moves the state: the tangent kernel, the Gramian, and their closed forms."""
+r"""How a parameter update moves the state: the tangent kernel and the Gramian."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,12 +10,13 @@ from torch import Tensor
 
 from ctgate.algorithms import Algorithm, Euler
 from ctgate.problem import ODEProblem
-from ctgate.sensitivity.covariance import anisotropy
 from ctgate.sensitivity.forward import sensitivity
 from ctgate.sensitivity.labels import attributes
-from ctgate.sensitivity.propagators import check_solution, nodes_of, propagators
-from ctgate.sensitivity.reverse_map import step_sizes
+from ctgate.sensitivity.pieces import in_pieces
+from ctgate.sensitivity.propagators import check_solution, nodes_of
 from ctgate.sensitivity.segments import column, jacobians
+from ctgate.sensitivity.spectra import anisotropy
+from ctgate.sensitivity.steps import step_sizes
 from ctgate.solution import Solution
 from ctgate.storage.dataset import array
 
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 # integral of exp(2 A s) is then 2e-12 of it.
 _POINTS = 4
 _REACH = 0.25
-# Numbers in the matrices of transport that are held at a time.
-_NUMBERS = 2**21
 
 
 @torch.no_grad()
@@ -60,22 +58,29 @@ def tangent_kernel(
         and ``anisotropy`` (batch), :math:`\sigma_1/\sigma_r` of :math:`S D^{1/2}` and of :math:`K^{1/2}`, r
         the numerical rank; that of K is its square.
 
-    Raises: as :func:`ctgate.sensitivity`; ValueError for a ``scaling`` that does not fit.
+    Raises: as :func:`ctgate.sensitivity`; TypeError or ValueError for a ``scaling`` that does not fit;
+        SolveError if the solve fails.
 
     Source: THEORY.md 16.
     """
     import xarray as xr
 
-    found = sensitivity(prob, alg, parameters=parameters, rtol=rtol, atol=atol)
+    if not isinstance(prob, ODEProblem):
+        raise TypeError(
+            f"tangent_kernel(prob=...): prob is {type(prob).__name__}; it must be a ct.ODEProblem"
+        )
+    # Of all of S the end alone is kept.
+    stop = prob.sample_spans()[1][None] if prob.per_sample else [prob.span[1]]
+    options: dict[str, Any] = {"rtol": rtol, "atol": atol, "saveat": stop, "dense": False, "throw": True}
+    found = sensitivity(prob, alg, parameters=parameters, **options)
     sol = found.solution
+    _check_scaling(scaling, list(found.derivatives))
     rows = []
     for name, derivative in found.derivatives.items():
         last = derivative[-1]
         if scaling is not None and name in scaling:
             last = last * _root(scaling[name], name, last.shape[prob.h0.ndim :])
         rows.append(last.reshape(*prob.h0.shape, -1))
-    if not rows:
-        raise ValueError("tangent_kernel(parameters=...): there is no parameter that could move")
     tangent = torch.cat(rows, -1).reshape(-1, prob.h0.shape[-1], sum(row.shape[-1] for row in rows))
     sigma = torch.linalg.svdvals(tangent)
     variables: dict[str, Any] = {
@@ -91,14 +96,30 @@ def tangent_kernel(
         ),
         "anisotropy": (
             ("batch",),
-            array(anisotropy(sigma, tangent.shape)[0]),
+            array(anisotropy(sigma, max(tangent.shape[1:]))[0]),
             {"long_name": "largest over smallest singular value of dh/dtheta", "units": "1"},
         ),
     }
     ranks = ("rank", np.arange(1, sigma.shape[-1] + 1), {"long_name": "singular value", "units": "1"})
-    scaled = "none" if scaling is None else ", ".join(name for name in found.derivatives if name in scaling)
+    scaled = ", ".join(scaling) if scaling else "none"
     described = {**attributes(sol), "scaled": scaled, "parameters": ", ".join(found.derivatives)}
     return xr.Dataset(variables, coords={"rank": ranks}, attrs=described)
+
+
+def _check_scaling(scaling: object, moving: list[str]) -> None:
+    if scaling is None:
+        return
+    if not isinstance(scaling, Mapping):
+        raise TypeError(
+            f"tangent_kernel(scaling=...): scaling is {type(scaling).__name__}; it must be a dict of tensors"
+        )
+    for name, value in scaling.items():
+        if name not in moving:
+            raise ValueError(f"tangent_kernel(scaling=...): {name!r} does not move; {moving} do")
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"tangent_kernel(scaling=...): {name!r} is {type(value).__name__}; it must be a tensor"
+            )
 
 
 def _root(scaling: Tensor, name: str, shape: torch.Size) -> Tensor:
@@ -123,7 +144,8 @@ def gramian(sol: Solution, order: Literal["leak", "exact"] = "exact") -> Float[T
 
     Parameters:
         sol: a solution with its problem and dense output.
-        order: "exact", or "leak", without the coupling: diagonal, and :func:`white_gain` for constant rates.
+        order: "exact", or "leak", without the coupling: diagonal, and for constant rates
+            :func:`ctgate.closed_forms.white_gain`.
 
     Returns: [time], without a graph.
 
@@ -141,15 +163,16 @@ def gramian(sol: Solution, order: Literal["leak", "exact"] = "exact") -> Float[T
         edges, sizes = _quadrature(sol)
         weights = column(sizes, sol.hs)
     total = torch.diag_embed(torch.zeros_like(sol.hs[0]))
-    noise = weights.unsqueeze(-1) * torch.eye(sol.hs.shape[-1]).to(sol.hs)
-    length = max(1, _NUMBERS // max(1, total.numel()))
-    for first in range(0, len(noise), length):
-        steps = propagators(sol, edges[first : first + length + 1])
+    eye = torch.eye(sol.hs.shape[-1]).to(sol.hs)
+    done = 0
+    for steps in in_pieces(sol, edges):
         moved = torch.diag_embed(steps.leak) if order == "leak" else steps.phi
-        for step, added in zip(moved, noise[first : first + length], strict=True):
+        for step, weight in zip(moved, weights[done : done + len(moved)], strict=True):
+            added = weight.unsqueeze(-1) * eye
             # What a step of a map adds stands after it; a point of a quadrature before the way to the next.
             entering, leaving = (total, added) if steps.discrete else (total + added, 0.0)
             total = step @ entering @ step.mT + leaving
+        done += len(moved)
     return total
 
 
@@ -176,91 +199,3 @@ def _quadrature(sol: Solution) -> tuple[Tensor, Tensor]:
     )
     inside = (start.unsqueeze(1) + theta * size.unsqueeze(1)).flatten(0, 1)
     return torch.cat([inside, nodes[-1:]]), (portion * size.unsqueeze(1)).flatten(0, 1)
-
-
-def white_gain(
-    rate: Float[Tensor, "*any"], span: float = math.inf, *, gated: bool = False
-) -> Float[Tensor, "*any"]:
-    r"""K of a unit that only leaks, for a B that is white in time with unit variance,
-
-    .. math:: P = \frac{1 - e^{-2\gamma T}}{2\gamma}, \qquad B = \gamma b:\; \gamma^2 P \to \frac{\gamma}{2} .
-
-    The step that such a unit takes is proportional to its time constant :math:`1/\gamma` only where B does
-    not know the gate. In a gated cell B carries the factor :math:`\gamma` (``gated=True``) and the law is the
-    inverse: the slower the unit, the smaller its step.
-
-    Parameters: ``rate`` :math:`\gamma` [1/time], >= 0; ``span`` T [time]; ``gated``, whether B = rate * b.
-
-    Returns: [time], with ``gated`` [1/time]; infinite for a rate of zero and an infinite span.
-
-    Raises: ValueError for a negative rate or span.
-
-    Source: THEORY.md 16.
-    """
-    _check_gain("white_gain", rate, span=span)
-    return 0.5 * rate * _filled(2.0 * rate, span) if gated else _retained(2.0 * rate, span)
-
-
-def coherent_gain(
-    rate: Float[Tensor, "*any"], span: float = math.inf, *, gated: bool = False
-) -> Float[Tensor, "*any"]:
-    r"""K of a unit that only leaks, for a constant B = 1: :math:`((1 - e^{-\gamma T})/\gamma)^2`.
-
-    With ``gated`` it is :math:`(1 - e^{-\gamma T})^2`, 1 for a long span: gates distribute a weight of 1
-    over lags and add no gain.
-
-    Parameters: as :func:`white_gain`. Returns: [time^2], with ``gated`` [1].
-
-    Raises: ValueError for a negative rate or span.
-
-    Source: THEORY.md 16.
-    """
-    _check_gain("coherent_gain", rate, span=span)
-    return (_filled(rate, span) if gated else _retained(rate, span)).square()
-
-
-def correlated_gain(
-    rate: Float[Tensor, "*any"], correlation_time: float, *, gated: bool = False
-) -> Float[Tensor, "*any"]:
-    r"""K at rest of a unit that only leaks, for a B with the correlation :math:`e^{-|t|/t_b}`,
-
-    .. math:: P = \frac{1}{\gamma}\int_0^\infty e^{-\gamma s}\,c(s)\,ds = \frac{t_b}{\gamma(1 + \gamma t_b)},
-              \qquad B = \gamma b:\; \frac{\gamma t_b}{1 + \gamma t_b},
-
-    between :func:`coherent_gain` (:math:`\gamma t_b \gg 1`) and twice :math:`t_b` times :func:`white_gain`
-    (:math:`\gamma t_b \ll 1`).
-
-    Parameters: ``rate`` [1/time], > 0; ``correlation_time`` :math:`t_b` [time], > 0; ``gated`` as
-        :func:`white_gain`. Returns: [time^2], with ``gated`` [1].
-
-    Raises: ValueError for a rate or time that is not positive.
-
-    Source: THEORY.md 16.
-    """
-    _check_gain("correlated_gain", rate, correlation_time=correlation_time)
-    if bool((rate == 0.0).any()) or correlation_time == 0.0:
-        raise ValueError(
-            f"correlated_gain: the smallest rate is {float(rate.min())} and correlation_time is "
-            f"{correlation_time}; both must be > 0"
-        )
-    share = correlation_time / (1.0 + rate * correlation_time)
-    return rate * share if gated else share / rate
-
-
-def _check_gain(what: str, rate: Tensor, **times: float) -> None:
-    if bool((rate < 0.0).any()):
-        raise ValueError(f"{what}(rate=...): the smallest rate is {float(rate.min())}; it must be >= 0")
-    for name, value in times.items():
-        if not value >= 0.0:
-            raise ValueError(f"{what}({name}=...): {name} is {value}; it must be >= 0")
-
-
-def _filled(rate: Tensor, span: float) -> Tensor:
-    """1 - exp(-rate span)."""
-    return (rate > 0.0).to(rate.dtype) if math.isinf(span) else -torch.expm1(-rate * span)
-
-
-def _retained(rate: Tensor, span: float) -> Tensor:
-    """The integral of exp(-rate s) over 0 <= s <= span, also where the rate is 0."""
-    safe = torch.where(rate > 0.0, rate, 1.0)
-    return torch.where(rate > 0.0, _filled(safe, span) / safe, span)

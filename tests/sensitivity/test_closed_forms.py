@@ -82,8 +82,17 @@ def test_piecewise_constant_gates_multiply_exponentials():
     rate = expit(xs.numpy())
     by_hand = np.exp(-(0.4 * rate[0] + 0.8 * rate[1] + 1.5 * rate[2] + 0.6 * rate[3]))
     np.testing.assert_allclose(ours[-1].numpy(), by_hand, rtol=1e-13)
+    # A start that rounding has put a digit before the first edge is that edge.
+    whole = piecewise_retention(edges, torch.sigmoid(xs), 0.3, torch.tensor([3 * 0.1], dtype=torch.float64))
+    np.testing.assert_allclose(whole[0].numpy(), np.exp(-0.3 * rate[0]), rtol=1e-13)
     with pytest.raises(ValueError, match="must lie inside"):
         piecewise_retention(edges, torch.sigmoid(xs), 1.0, lags)
+
+
+def test_weights_of_a_density_add_up_to_one():
+    zero = torch.zeros(1, dtype=torch.float64)
+    for std in (0.0, 1.5, 40.0):
+        np.testing.assert_allclose(logistic_normal_envelope(zero, -1.0, std), 1.0, rtol=2e-15)
 
 
 DENSITIES = {
@@ -148,6 +157,12 @@ def test_slow_rates_make_power_laws():
         (lambda: linear_transport(torch.eye(2), 0.5, 1.0, -LAGS), "smallest lag"),
         (lambda: linear_transport(torch.eye(2), 0.5, 1.0, LAGS, dt=1.0), "count steps"),
         (lambda: uniform_envelope(LAGS, 0.5, 0.5), "low < high"),
+        (lambda: uniform_envelope(-LAGS, 0.1, 0.5), r"uniform_envelope.*smallest lag is -25\.0"),
+        (lambda: gamma_envelope(-LAGS, 1.0, 1.0), "gamma_envelope.*smallest lag"),
+        (lambda: logistic_normal_envelope(-LAGS, 0.0, 1.0), "logistic_normal_envelope.*smallest lag"),
+        (lambda: piecewise_retention(LAGS, torch.ones(4, 1), 1.0, -LAGS), "piecewise.*smallest lag"),
+        (lambda: piecewise_retention(LAGS.flip(0), torch.ones(4, 1), 1.0, LAGS), "they must increase"),
+        (lambda: piecewise_retention(LAGS, torch.ones(3, 1), 1.0, LAGS), "than the 3 intervals"),
         (lambda: gamma_envelope(LAGS, 0.0, 1.0), "must be > 0"),
         (lambda: logistic_normal_envelope(LAGS, 0.0, -1.0), "std must be >= 0"),
     ],
@@ -155,3 +170,8 @@ def test_slow_rates_make_power_laws():
 def test_refuses(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_they_are_reached_from_the_top():
+    assert ct.closed_forms.linear_transport is linear_transport
+    assert float(ct.closed_forms.white_gain(torch.tensor(0.5))) == 1.0

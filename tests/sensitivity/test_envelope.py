@@ -4,9 +4,13 @@ import math
 
 import numpy as np
 import pytest
+import torch
+import xarray as xr
 from scipy.stats import linregress
 
+import ctgate as ct
 from ctgate.sensitivity.envelope import LAWS, fit_envelope, fit_envelopes
+from tests.typechecker import unchecked
 
 LAGS = np.array([0.0, 0.5, 1.0, 2.0, 3.5, 7.0, 12.0])
 CASES = {
@@ -69,9 +73,19 @@ def test_what_cannot_be_fitted_is_left_out():
 
 def test_growth_and_rest():
     assert fit_envelope(LAGS, np.exp(LAGS / 3.0), "exponential").parameter == pytest.approx(-3.0)
-    still = fit_envelope(LAGS, np.ones_like(LAGS), "exponential")
-    assert still.parameter == math.inf
-    assert math.isnan(still.r_squared)
+    for level in (1.0, 0.3, 1e-7):
+        still = fit_envelope(LAGS, np.full_like(LAGS, level), "exponential")
+        assert still.parameter == math.inf
+        assert math.isnan(still.r_squared)
+        assert still.amplitude == pytest.approx(level, rel=1e-14)
+
+
+def test_what_is_like_an_array_is_one():
+    lags, values = [0, 1, 2, 4], [1.0, 0.5, 0.25, 0.0625]
+    for kind in (list, np.asarray, torch.tensor, lambda row: xr.DataArray(row, dims="lag")):
+        fit = unchecked(ct.fit_envelope)(kind(lags), kind(values), "exponential")
+        assert fit.parameter == pytest.approx(1.0 / math.log(2.0), rel=1e-14)
+        np.testing.assert_allclose(fit(lags[1:]), values[1:], rtol=1e-13)
 
 
 @pytest.mark.parametrize(

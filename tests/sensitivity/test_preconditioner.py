@@ -10,8 +10,10 @@ from scipy.integrate import quad, solve_ivp, trapezoid
 from torch.func import jacrev
 
 import ctgate as ct
+from ctgate.sensitivity.closed_forms import coherent_gain, correlated_gain, white_gain
+from ctgate.sensitivity.pieces import in_pieces
 from ctgate.sensitivity.preconditioner import adam_by_unit, preconditioner
-from ctgate.sensitivity.tangent import coherent_gain, correlated_gain, gramian, tangent_kernel, white_gain
+from ctgate.sensitivity.tangent import gramian, tangent_kernel
 from ctgate.sensitivity.transport import transition
 from tests.typechecker import unchecked
 
@@ -118,7 +120,7 @@ def test_a_step_down_the_gradient_moves_the_state_by_the_kernel(alg, scaled):
 
 @pytest.mark.parametrize("numbers", [2**21, 1])
 def test_the_gramian_of_a_map_is_the_sum_over_its_steps(numbers, monkeypatch):
-    monkeypatch.setattr(sys.modules[gramian.__module__], "_NUMBERS", numbers)
+    monkeypatch.setattr(sys.modules[in_pieces.__module__], "_NUMBERS", numbers)
     prob = problem()
     sol = ct.solve(prob, ct.Euler(dt=0.5))
     jacobians, _ = steps_of(prob, sol)
@@ -126,6 +128,9 @@ def test_the_gramian_of_a_map_is_the_sum_over_its_steps(numbers, monkeypatch):
     for jacobian, size in zip(jacobians, sol.ts.diff(), strict=True):
         expected = jacobian @ expected @ jacobian.mT + size * torch.eye(HIDDEN, dtype=F64)
     torch.testing.assert_close(gramian(sol), expected, rtol=1e-13, atol=0.0)
+    # What was saved of the solution makes no difference.
+    few = ct.solve(prob, ct.Euler(dt=0.5), saveat=[1.0, 3.0])
+    torch.testing.assert_close(gramian(few), expected, rtol=1e-13, atol=0.0)
 
 
 def test_the_gramian_of_a_flow_solves_its_lyapunov_equation():
@@ -182,10 +187,8 @@ def test_samples_may_have_times_of_their_own(alg):
         one = ct.ZeroOrderHold(ts[:, k], xs[:, k])
         alone = ct.solve(ct.ODEProblem(field, h0[k], one.support, one), alg)
         torch.testing.assert_close(together[0][k], gramian(alone), rtol=1e-10, atol=0.0)
-        if not isinstance(alg, ct.Euler):
-            # A map counts steps, and the shorter sample repeats its last node.
-            gain = preconditioner(alone, [0, 1])["gain"].values[:, 0]
-            np.testing.assert_allclose(together[1][:, k], gain, rtol=1e-9)
+        gain = preconditioner(alone, [0, 1])["gain"].values[:, 0]
+        np.testing.assert_allclose(together[1][:, k], gain, rtol=1e-9)
 
 
 def test_the_leak_s_gramian_leaves_the_coupling_out():
@@ -371,6 +374,22 @@ def test_adam_s_diagonal_of_a_unit_is_the_mean_over_its_rows(kind, rows):
     np.testing.assert_allclose(found[-HIDDEN:], expected, rtol=1e-13)
 
 
+def test_a_cell_without_inputs_has_adam_s_diagonal_too():
+    field = ct.Leaky(0, HIDDEN, dtype=F64)
+    moment = {name: normal(*p.shape, seed=5).square() for name, p in field.named_parameters()}
+    rows = torch.cat([moment["weight_hh"], moment["bias"][:, None]], -1)
+    np.testing.assert_allclose(adam_by_unit(field, moment), (1 / (rows.sqrt() + 1e-8)).mean(-1), rtol=1e-13)
+
+
+def test_what_retains_nothing_is_beyond_the_rank():
+    """An LSTM's hidden state keeps nothing over a step of tau: its leak has as many directions as cells."""
+    sol = ct.solve(problem(ct.LSTM), ct.Euler(dt=0.5))
+    data = preconditioner(sol, [0, 1], order="leak")
+    kept = sol["forget"][-2].detach()
+    np.testing.assert_allclose(data["anisotropy"][1], kept.amax(-1) / kept.amin(-1), rtol=1e-10)
+    assert (data["gain"][1, :, HIDDEN:] == 0.0).all()
+
+
 def test_what_does_not_fit_is_named():
     prob = problem()
     sol = ct.solve(prob, ct.Euler(dt=0.5))
@@ -380,12 +399,25 @@ def test_what_does_not_fit_is_named():
         unchecked(gramian)(sol, "first")
     with pytest.raises(ValueError, match="'bias_q' has shape"):
         adam_by_unit(prob.field, {"bias_q": torch.ones(3)})
+    with pytest.raises(ValueError, match="'bias' is list; it must be a tensor"):
+        unchecked(adam_by_unit)(prob.field, {"bias": [1.0]})
+    with pytest.raises(TypeError, match="second_moment is int"):
+        unchecked(preconditioner)(sol, [0], second_moment=3)
     with pytest.raises(ValueError, match="no parameter in it belongs to a unit"):
         adam_by_unit(prob.field, {})
     with pytest.raises(TypeError, match="must be a single cell"):
         adam_by_unit(ct.Field(lambda t, h, u: -h), {})
     with pytest.raises(ValueError, match="'bias' has shape"):
         tangent_kernel(prob, ct.Euler(dt=0.5), scaling={"bias": -torch.ones(2 * HIDDEN, dtype=F64)})
+    kernel = unchecked(tangent_kernel)
+    with pytest.raises(ValueError, match=r"'bias_q' does not move; \['weight_hh'\] do"):
+        kernel(prob, ct.Euler(dt=0.5), parameters=["weight_hh"], scaling={"bias_q": torch.ones(3)})
+    with pytest.raises(TypeError, match="scaling is int; it must be a dict"):
+        kernel(prob, ct.Euler(dt=0.5), scaling=3)
+    with pytest.raises(TypeError, match="'bias' is float; it must be a tensor"):
+        kernel(prob, ct.Euler(dt=0.5), scaling={"bias": 2.0})
+    with pytest.raises(TypeError, match=r"ct\.ODEProblem"):
+        kernel(sol)
     with pytest.raises(ValueError, match=r"smallest rate is -1\.0"):
         white_gain(-torch.ones(2))
     with pytest.raises(ValueError, match="both must be > 0"):
