@@ -10,6 +10,7 @@ from ctgate.sensitivity.along import Along, linearize
 from ctgate.sensitivity.injections import Injections, at_nodes
 from ctgate.sensitivity.lanes import ADJOINT, Stretch, carry, read, start, steps_of, stretch_between
 from ctgate.sensitivity.propagators import nodes_of
+from ctgate.sensitivity.steps import step_sizes
 from ctgate.solution import Solution
 
 Parts = dict[str, Tensor]
@@ -26,55 +27,60 @@ def split_map(
     lag before the step that produced h_t, and v is what the lane carries of :math:`\delta_t` over the steps
     between.
 
-    All t go backwards at once: after l rounds row s holds what set out behind step s + l. What lies beyond
-    the last edge is summed on its way, in one pass.
+    All t go backwards at once, one step a round; a round sees the steps that something has come to, so that
+    a terminal cost alone takes as many evaluations as there are lags. What lies beyond the last edge is
+    summed on its way, in one pass.
     """
     nodes = nodes_of(sol)
     count, hs = len(nodes) - 1, sol(nodes)[:-1]
     assert sol.prob is not None
-    along = linearize(sol.prob, nodes[:-1], hs)
-    size = nodes.diff(dim=0).to(hs.dtype)
-    size = size.reshape(*size.shape, *(1,) * (hs.ndim - size.ndim))
+    size = step_sizes(sol)
     steps = steps_of(sol, lanes) if set(lanes) - {ADJOINT} else None
     slopes = at_nodes(sol, nodes, given)[1:]
-    values = {lane: start(lane, slopes) for lane in lanes}
+    entries = sum(tensor.numel() for tensor in sol.prob.named_parameters().values())
+    # The steps from which something is under way, and what that is.
+    rows = slopes.flatten(1).any(1).nonzero().squeeze(1)
+    values = {lane: start(lane, slopes[rows]) for lane in lanes}
 
-    def through(lane: str, value: Tensor) -> Tensor:
+    def around(which: Tensor) -> Along:
+        assert sol.prob is not None
+        return linearize(sol.prob, nodes[which], hs[which])
+
+    def through(lane: str, value: Tensor, which: Tensor, at: Along) -> Tensor:
         if lane == ADJOINT:
-            return torch.where(size == 0.0, value, value + size * along.vjp(value))
+            return torch.where(size[which] == 0.0, value, value + size[which] * at.vjp(value))
         assert steps is not None
-        return carry(lane, value, steps)
+        return carry(lane, value, steps.take(which))
 
-    def collected(lane: str, value: Tensor) -> Tensor:
-        return along.parameter_vjp(size * read(lane, value))
-
-    def gather_rest(lane: str, lag: int) -> Tensor:
-        """The sum over all lags from this one on: what is under way joins what the step behind brings."""
-        value = values[lane].clone()
-        for k in range(count - lag - 2, -1, -1):
-            later = slice(k + 1, k + 2)
-            if lane == ADJOINT:
-                assert sol.prob is not None
-                at = linearize(sol.prob, nodes[later], hs[later])
-                step = size[later]
-                back = torch.where(step == 0.0, value[later], value[later] + step * at.vjp(value[later]))
-            else:
-                assert steps is not None
-                back = carry(lane, value[later], steps.take(later))
-            value[k] += back[0]
-        return collected(lane, value)
+    def rest() -> Parts:
+        """The sum over all lags from here on: what is under way joins what the step behind brings."""
+        every = torch.arange(int(rows[-1]) + 1, device=rows.device)
+        sums = {}
+        for lane, value in values.items():
+            zeros = value.new_zeros(len(every), *value.shape[1:])
+            sums[lane] = zeros.index_copy(0, rows, value)
+        for k in range(len(every) - 2, -1, -1):
+            later = every[k + 1 : k + 2]
+            at = around(later)
+            for lane, value in sums.items():
+                value[k] += through(lane, value[later], later, at)[0]
+        at = around(every)
+        return {lane: at.parameter_vjp(size[every] * read(lane, value)) for lane, value in sums.items()}
 
     lag = 0
     for high in edges[1:]:
-        total = dict.fromkeys(lanes, hs.new_zeros(()))
+        total = {lane: hs.new_zeros(entries) for lane in lanes}
         for _ in range(lag, min(high, count)):
+            if not len(rows):
+                break
+            at = around(rows)
             for lane, value in values.items():
-                total[lane] = total[lane] + collected(lane, value)
-                moved = through(lane, value)
-                values[lane] = torch.cat([moved[1:], torch.zeros_like(moved[:1])])
+                total[lane] += at.parameter_vjp(size[rows] * read(lane, value))
+                values[lane] = through(lane, value, rows, at)[rows > 0]
+            rows = rows[rows > 0] - 1
         lag = high
         yield total
-    yield {lane: gather_rest(lane, lag) for lane in lanes}
+    yield rest() if len(rows) else {lane: hs.new_zeros(entries) for lane in lanes}
 
 
 def split_flow(sol: Solution, given: Injections, edges: Tensor, lanes: Sequence[str]) -> Iterator[Parts]:
