@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ctgate.controls.times import as_float64, rounding_of
+from ctgate.controls.times import rounding_of
 from ctgate.integrators.grid import time_resolution
 from ctgate.sensitivity.along import linearize, unflat
 from ctgate.sensitivity.injections import at_nodes, injections
@@ -15,9 +15,12 @@ from ctgate.sensitivity.lagged import shared_intervals
 from ctgate.sensitivity.lanes import carry, start, steps_of, stretch_of
 from ctgate.sensitivity.loss import Loss
 from ctgate.sensitivity.propagators import nodes_of, times_inside
+from ctgate.sensitivity.steps import step_sizes
+from ctgate.sensitivity.transport import node_numbers
 from ctgate.solution import Solution
 
 Times = Sequence[float] | Tensor
+_TIMES = "effective_rates(times=...): times"
 # Numbers in the matrices of one piece of a walk.
 _BUDGET = 2**21
 
@@ -89,11 +92,18 @@ class Clock(abc.ABC):
         back = along.parameter_jvp(unflat(total, self.prob.named_parameters()))
         return parts * torch.einsum("...rp,...p->...r", right, back) / square
 
-    def _none(self, longest: float) -> ValueError:
-        start, stop = float(self.nodes[0]), float(self.nodes[-1])
+    def _given(self, times: Times) -> Tensor:
+        ts = times_inside(self.sol, times, _TIMES)
+        if ts.ndim > 1:
+            raise ValueError(
+                f"{_TIMES} has shape {tuple(ts.shape)}; it must be (time,), for all samples alike"
+            )
+        return ts
+
+    def _none(self, longest: float, what: str) -> ValueError:
         return ValueError(
-            f"effective_rates: no time lies the longest lag, {longest:g} {self.unit}, after the start of the "
-            f"solution, [{start}, {stop}] in {len(self.nodes) - 1} steps; give shorter lags, or times="
+            f"effective_rates(lags=...): none of {what} lies the longest lag, {longest:g} {self.unit}, after "
+            f"the start of the solution, {float(self.nodes[0]):g}; give shorter lags, or times="
         )
 
 
@@ -106,19 +116,9 @@ class MapClock(Clock):
         """Nodes by number."""
         if times is None:
             if longest >= len(self.nodes):
-                raise self._none(longest)
+                raise self._none(longest, f"the ends of {len(self.nodes) - 1} steps")
             return torch.arange(int(longest), len(self.nodes), device=self.nodes.device)
-        ts = as_float64(times, "times")[0].detach().to(self.nodes).reshape(-1)
-        slack = rounding_of(ts, self.resolution)
-        number = torch.searchsorted(self.nodes, ts - slack).clamp(max=len(self.nodes) - 1)
-        wrong = ((self.nodes[number] - ts).abs() > slack).nonzero()
-        if len(wrong):
-            k = int(wrong[0])
-            raise ValueError(
-                f"effective_rates: times[{k}] is {float(ts[k])}, which is not the end of a step of Euler; "
-                "a map has states at sol.dense.nodes only"
-            )
-        return number
+        return node_numbers(self.sol, self._given(times), _TIMES)
 
     def times(self, where: Tensor) -> Tensor:
         """Times of nodes."""
@@ -146,7 +146,7 @@ class MapClock(Clock):
     def origin(self, where: Tensor, lag: float) -> tuple[Tensor, Tensor]:
         """The start of the step that made the state, and its size."""
         step = where - 1 - int(lag)
-        size = self.nodes.diff()[step.clamp(min=0)]
+        size = step_sizes(self.sol).reshape(-1)[step.clamp(min=0)]
         return self.nodes[step.clamp(min=0)], torch.where(step >= 0, size, 0.0)
 
 
@@ -158,12 +158,16 @@ class FlowClock(Clock):
     def choose(self, times: Times | None, longest: float, loss: Loss | None) -> Tensor:
         """Times themselves."""
         if times is not None:
-            return times_inside(self.sol, times, "effective_rates: times")
+            return self._given(times)
         every = self.sol.ts.detach() if loss is None else injections(self.sol, loss).times
         distinct: Tensor = torch.unique(every.to(self.nodes).clamp(self.nodes[0], self.nodes[-1]))
+        # Two that differ by rounding are one.
+        apart = distinct.diff() > rounding_of(distinct[1:], self.resolution)
+        distinct = distinct[torch.cat([apart.new_ones(1), apart])]
         chosen = distinct[self.known(distinct, longest)]
         if not len(chosen):
-            raise self._none(longest)
+            what = "saved times" if loss is None else "times at which the loss acts"
+            raise self._none(longest, f"the {len(distinct)} {what}")
         return chosen
 
     def times(self, where: Tensor) -> Tensor:
@@ -191,10 +195,12 @@ class FlowClock(Clock):
     def slopes(self, where: Tensor, loss: Loss) -> Tensor:
         """Of the costs that act at these times; of a running cost, at the nodes of its quadrature."""
         times, slopes = injections(self.sol, loss)
-        same = (times.to(where) - where.unsqueeze(-1)).abs() <= rounding_of(where, self.resolution).unsqueeze(
-            -1
-        )
-        return _some(torch.tensordot(same.to(slopes.dtype), slopes, dims=1))
+        own = (1,) * (times.ndim - 1)
+        at, slack = (x.reshape(-1, 1, *own) for x in (where, rounding_of(where, self.resolution)))
+        same = ((times.to(where) - at).abs() <= slack).to(slopes.dtype)
+        if own:  # The loss looks at each sample at times of its own.
+            return _some(torch.einsum("ti...,i...p->t...p", same, slopes))
+        return _some(torch.tensordot(same, slopes, dims=1))
 
     def origin(self, where: Tensor, lag: float) -> tuple[Tensor, Tensor]:
         """The time a lag before."""

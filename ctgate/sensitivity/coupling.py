@@ -9,14 +9,13 @@ import xarray as xr
 from torch import Tensor
 
 from ctgate.algorithms import Algorithm, Euler, NativeAdaptiveAlgorithm, Rosenbrock23, ScipyAlgorithm
-from ctgate.controls.times import as_float64
 from ctgate.problem import ODEProblem
 from ctgate.sensealg.forward import DirectedTangents, TangentField, WholeTangents
+from ctgate.sensitivity.arguments import Lags, Order, check_lags
 from ctgate.sensitivity.blocks import Blocks
 from ctgate.sensitivity.epochs import GradientFlow, descend
 from ctgate.sensitivity.loss import Loss
 from ctgate.sensitivity.online import DiagonalTangents, Learner, learn_online
-from ctgate.sensitivity.rates import Order
 
 _OPTIONS = ("rtol", "atol", "max_steps")
 _SENSITIVITIES = ("exact", "directions", "diagonal")
@@ -32,7 +31,7 @@ def coupled_flow(
     alg: Algorithm | None = None,
     parameters: Sequence[str] | None = None,
     train_readout: bool = False,
-    lags: Sequence[float] | Tensor | None = None,
+    lags: Lags | None = None,
     saveat: Sequence[float] | Tensor | None = None,
     progress: bool = False,
     sensitivity: str | None = None,
@@ -110,7 +109,7 @@ def coupled_flow(
     _check(prob, loss, eta, mode, options)
     blocks = _blocks(prob, parameters)
     readout = _readout_blocks(prob, loss, train_readout)
-    delays = _checked_lags(lags, alg)
+    delays = None if lags is None else check_lags(lags, isinstance(alg, Euler), "coupled_flow")
     for_online = {"sensitivity": sensitivity, "directions": directions, "seed": seed}
     for_epochs = {"epochs": epochs, "outer": outer, "outer_options": outer_options, "order": order}
     for name, value in (for_epochs if mode == "online" else for_online).items():
@@ -191,23 +190,6 @@ def _readout_blocks(prob: ODEProblem, loss: Loss, train_readout: bool) -> Blocks
                 f"{parameter.device}; h0 is {prob.h0.dtype} on {prob.h0.device}, and they move as one state"
             )
     return Blocks.of(named)
-
-
-def _checked_lags(lags: Any, alg: object) -> Tensor | None:
-    if lags is None:
-        return None
-    delays = as_float64(lags, "coupled_flow(lags=...): lags")[0].detach()
-    if delays.ndim != 1 or len(delays) == 0:
-        raise ValueError(
-            f"coupled_flow(lags=...): lags have shape {tuple(delays.shape)}; they must be (lag,)"
-        )
-    whole = not isinstance(alg, Euler) or bool((delays == delays.round()).all())
-    if not (bool((delays >= 0.0).all()) and bool((delays.diff() > 0.0).all()) and whole):
-        kind = "whole numbers of steps" if isinstance(alg, Euler) else "times"
-        raise ValueError(
-            f"coupled_flow(lags=...): lags are {delays.tolist()}; they must be increasing {kind}, >= 0"
-        )
-    return delays
 
 
 def _check_online(

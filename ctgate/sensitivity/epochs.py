@@ -15,10 +15,11 @@ from ctgate.dense import evaluate
 from ctgate.fields import VectorField
 from ctgate.fields.base import Time
 from ctgate.problem import ODEProblem, remake
+from ctgate.sensitivity.arguments import Order
 from ctgate.sensitivity.blocks import Blocks
 from ctgate.sensitivity.labels import attributes, label, parameter_coordinates
 from ctgate.sensitivity.loss import Loss
-from ctgate.sensitivity.rates import Order, effective_rates
+from ctgate.sensitivity.rates import effective_rates
 from ctgate.solution import Solution
 from ctgate.solve import solve
 from ctgate.storage.dataset import array

@@ -3,21 +3,20 @@ r"""Transport over every lag, for many times at once, on a scale that neither ov
 import math
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ctgate.algorithms import Euler
-from ctgate.controls.times import FLOAT64_EPS, as_float64, rounding_of
+from ctgate.controls.times import FLOAT64_EPS, rounding_of
 from ctgate.dense import take_nodes
 from ctgate.sensitivity.propagators import nodes_of, segments_between, times_inside
 from ctgate.sensitivity.segments import Segment, alike, jacobians, join, standing
 from ctgate.sensitivity.transport import node_numbers
 from ctgate.solution import Solution
 
-Lags = Sequence[float] | Tensor | np.ndarray[Any, np.dtype[Any]]
 Times = Sequence[float] | Tensor
 # Two intervals whose ends differ by less, as a share of the longest time, are one.
 _SAME = 1e-13
@@ -41,25 +40,6 @@ class Lagged(NamedTuple):
     log_phi: Tensor
     log_order: Tensor
     known: Tensor
-
-
-def check_lags(sol: Solution, lags: Lags, what: str) -> Tensor:
-    """Lags (lag,): numbers of steps, int64, for a map, times, float64, for a flow.
-
-    Raises: ValueError unless they increase from 0 or more; TypeError for a map's that are no integers.
-    """
-    name = f"{what}(lags=...): lags"
-    values = as_float64(lags, name)[0].detach().to(sol.hs.device)
-    if values.ndim != 1 or len(values) == 0:
-        raise ValueError(f"{name} has shape {tuple(values.shape)}; it must be (lag,), with one lag at least")
-    increasing = bool((values.diff() > 0.0).all()) and bool((values >= 0.0).all())
-    if not increasing or not bool(values.isfinite().all()):
-        raise ValueError(f"{name} is {values.tolist()}; lags must be finite, not negative, and increase")
-    if not isinstance(sol.alg, Euler):
-        return values
-    if bool((values != values.round()).any()):
-        raise TypeError(f"{name} is {values.tolist()}; the lags of a map are numbers of steps, integers")
-    return values.to(torch.int64)
 
 
 def check_clock(sol: Solution, times: Times | None, what: str) -> Clock:

@@ -10,12 +10,12 @@ import xarray as xr
 from torch import Tensor
 
 from ctgate.algorithms import Euler
-from ctgate.controls.times import as_float64
 from ctgate.problem import ODEProblem
+from ctgate.sensitivity.arguments import ORDERS, Lags, check_lags
 from ctgate.sensitivity.injections import injections
 from ctgate.sensitivity.labels import attributes, parameter_coordinates
 from ctgate.sensitivity.lag_split import Parts, split_flow, split_map
-from ctgate.sensitivity.lanes import ADJOINT, ORDERS
+from ctgate.sensitivity.lanes import ADJOINT
 from ctgate.sensitivity.loss import Loss
 from ctgate.sensitivity.propagators import check_solution, nodes_of
 from ctgate.solution import Solution
@@ -29,7 +29,7 @@ _BINS = 20
 def gradient_by_lag(
     sol: Solution,
     loss: Loss,
-    lags: Sequence[float] | Tensor | None = None,
+    lags: Lags | None = None,
     orders: Sequence[str] = ("leak", "first"),
     *,
     gradients: bool = False,
@@ -94,7 +94,7 @@ def gradient_by_lag(
     )
 
 
-def lag_edges(lags: Sequence[float] | Tensor | None, longest: float, discrete: bool) -> Tensor:
+def lag_edges(lags: Lags | None, longest: float, discrete: bool) -> Tensor:
     """Edges of bins as a tensor (bin,), int64 of a map and float64 of a flow.
 
     Raises: ValueError unless they increase from 0, in whole steps for a map.
@@ -103,23 +103,13 @@ def lag_edges(lags: Sequence[float] | Tensor | None, longest: float, discrete: b
         if discrete:
             return torch.arange(int(longest) + 1)
         return torch.linspace(0.0, longest, _BINS + 1, dtype=torch.float64)[:-1]
-    edges = as_float64(lags, "lags")[0].detach().cpu()
-    if edges.ndim != 1 or len(edges) == 0 or edges[0] != 0.0:
+    edges = check_lags(lags, discrete, "gradient_by_lag")
+    if edges[0] != 0:
         raise ValueError(
-            f"lags are {edges.tolist()}; they must be the lower edges (bin,) of bins, the first 0"
+            f"gradient_by_lag(lags=...): lags are {edges.tolist()}; they are the lower edges of bins, and the "
+            "first must be 0"
         )
-    check_lags(edges, discrete)
-    return edges.to(torch.int64) if discrete else edges
-
-
-def check_lags(lags: Tensor, discrete: bool) -> None:
-    """Raise ValueError unless lags (lag,) are finite, >= 0, increasing and, for a map, whole."""
-    if not bool(lags.isfinite().all()) or bool((lags < 0.0).any()) or bool((lags.diff() <= 0.0).any()):
-        raise ValueError(f"lags are {lags.tolist()}; they must be finite, >= 0 and strictly increasing")
-    if discrete and bool((lags != lags.round()).any()):
-        raise ValueError(
-            f"lags are {lags.tolist()}; a solution by Euler is a map, whose lags are whole numbers of steps"
-        )
+    return edges
 
 
 def _check(sol: object, loss: object, orders: Sequence[str]) -> None:
@@ -127,7 +117,8 @@ def _check(sol: object, loss: object, orders: Sequence[str]) -> None:
         raise TypeError(f"gradient_by_lag: sol is {type(sol).__name__}; it must be a ct.Solution")
     if not isinstance(loss, Loss):
         raise TypeError(f"gradient_by_lag: loss is {type(loss).__name__}; it must be a ct.Loss")
-    if isinstance(orders, str) or len(set(orders)) < len(orders) or not set(orders) <= set(ORDERS):
+    listed = isinstance(orders, Sequence) and not isinstance(orders, str)
+    if not listed or len(set(orders)) < len(orders) or not set(orders) <= set(ORDERS):
         raise ValueError(
             f"gradient_by_lag: orders are {orders!r}; they must be some of {list(ORDERS)}, once each"
         )

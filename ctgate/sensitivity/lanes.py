@@ -18,7 +18,6 @@ from ctgate.sensitivity.segments import Segment
 from ctgate.solution import Solution
 
 ADJOINT = "adjoint"
-ORDERS = ("leak", "first", "exact")
 
 
 class Stretch(NamedTuple):

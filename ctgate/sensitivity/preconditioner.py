@@ -1,18 +1,20 @@
 r"""Transport as a preconditioner: what stands between an error's immediate gradient and the update."""
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ctgate.algorithms import Euler
 from ctgate.fields import VectorField
 from ctgate.fields.cell import Cell
+from ctgate.sensitivity.arguments import Lags, Order, check_lags, check_order
 from ctgate.sensitivity.covariance import ADAM_EPS
 from ctgate.sensitivity.labels import attributes
-from ctgate.sensitivity.lagged import Lags, check_clock, check_lags, transports
+from ctgate.sensitivity.lagged import check_clock, transports
 from ctgate.sensitivity.propagators import check_solution, nodes_of
 from ctgate.sensitivity.spectra import anisotropy, cosine
 from ctgate.solution import Solution
@@ -21,7 +23,6 @@ from ctgate.storage.dataset import array
 if TYPE_CHECKING:
     import xarray as xr
 
-Order = Literal["leak", "first", "exact"]
 _BY_DIRECTION = ("lag", "batch", "rank")
 _BY_LAG = ("lag", "batch")
 
@@ -68,13 +69,10 @@ def preconditioner(
     """
     import xarray as xr
 
-    if order not in ("leak", "first", "exact"):
-        raise ValueError(
-            f'preconditioner(order=...): order is {order!r}; it must be "leak", "first" or "exact"'
-        )
+    check_order(order, "preconditioner")
     check_solution(sol, "preconditioner")
     assert sol.prob is not None
-    steps = check_lags(sol, lags, "preconditioner")
+    steps = check_lags(lags, isinstance(sol.alg, Euler), "preconditioner", sol.hs.device)
     adam = None
     if second_moment is not None:
         adam = adam_by_unit(sol.prob.field, second_moment).to(sol.hs)

@@ -1,21 +1,22 @@
 r"""How far perturbations are carried, in which directions, and what the first orders see of it."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
 
+from ctgate.algorithms import Euler
+from ctgate.sensitivity.arguments import Lags, Order, check_lags, check_order
 from ctgate.sensitivity.labels import attributes, time_coordinate
-from ctgate.sensitivity.lagged import Clock, Lagged, Lags, Times, check_clock, check_lags, transports
+from ctgate.sensitivity.lagged import Clock, Lagged, Times, check_clock, transports
 from ctgate.sensitivity.propagators import check_solution
 from ctgate.sensitivity.spectra import anisotropy
 from ctgate.solution import Solution
 from ctgate.storage.dataset import array
 
-Order = Literal["leak", "first", "exact"]
 _DIMS = ("lag", "time", "batch")
 
 
@@ -59,10 +60,7 @@ def sensitivity_profile(
 
     Source: THEORY.md 14; L. Livi, arXiv 2508.12121, whose published scripts have r = 10.
     """
-    if order not in ("leak", "first", "exact"):
-        raise ValueError(
-            f'sensitivity_profile(order=...): order is {order!r}; it must be "leak", "first" or "exact"'
-        )
+    check_order(order, "sensitivity_profile")
     if isinstance(directions, bool) or not isinstance(directions, int) or directions < 1:
         raise ValueError(
             f"sensitivity_profile(directions=...): directions is {directions!r}; it must be an integer >= 1"
@@ -70,7 +68,7 @@ def sensitivity_profile(
     if not all(0.0 <= q <= 1.0 for q in quantiles):
         raise ValueError(f"sensitivity_profile(quantiles=...): {quantiles} must lie in [0, 1]")
     check_solution(sol, "sensitivity_profile")
-    steps = check_lags(sol, lags, "sensitivity_profile")
+    steps = check_lags(lags, isinstance(sol.alg, Euler), "sensitivity_profile", sol.hs.device)
     clock = check_clock(sol, times, "sensitivity_profile")
     rows = [_spectrum(lagged, order, directions) for lagged in transports(sol, steps, clock)]
     log_norm, anisotropy, concentration = (_stack(sol, column) for column in zip(*rows, strict=True))
@@ -111,7 +109,7 @@ def expansion_error(
     if not all(0.0 <= q <= 1.0 for q in quantiles):
         raise ValueError(f"expansion_error(quantiles=...): {quantiles} must lie in [0, 1]")
     check_solution(sol, "expansion_error")
-    steps = check_lags(sol, lags, "expansion_error")
+    steps = check_lags(lags, isinstance(sol.alg, Euler), "expansion_error", sol.hs.device)
     clock = check_clock(sol, times, "expansion_error")
     rows = [_remainders(lagged) for lagged in transports(sol, steps, clock)]
     zeroth, first = (_stack(sol, column) for column in zip(*rows, strict=True))

@@ -2,7 +2,7 @@ r"""Effective learning rates: what is left of an error, unit by unit, after it h
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,25 +10,23 @@ import xarray as xr
 from torch import Tensor
 
 from ctgate.algorithms import Euler
-from ctgate.controls.times import as_float64
+from ctgate.sensitivity.arguments import Lags, Order, check_lags, check_order
 from ctgate.sensitivity.clocks import Clock, FlowClock, MapClock
 from ctgate.sensitivity.envelope import LAWS, fit_envelope, fit_envelopes
 from ctgate.sensitivity.labels import attributes, time_coordinate
-from ctgate.sensitivity.lags import check_lags
-from ctgate.sensitivity.lanes import ORDERS, read
+from ctgate.sensitivity.lanes import read
 from ctgate.sensitivity.loss import Loss
 from ctgate.sensitivity.propagators import check_solution, nodes_of
 from ctgate.solution import Solution
 from ctgate.storage.dataset import array
 
-Order = Literal["leak", "first", "exact"]
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @torch.no_grad()
 def effective_rates(
     sol: Solution,
-    lags: Sequence[float] | Tensor,
+    lags: Lags,
     order: Order = "leak",
     learning_rate: float = 1.0,
     times: Sequence[float] | Tensor | None = None,
@@ -196,8 +194,7 @@ def _dataset(
 def _check(sol: object, lags: Any, order: str, loss: object, directions: int) -> list[float]:
     if not isinstance(sol, Solution):
         raise TypeError(f"effective_rates: sol is {type(sol).__name__}; it must be a ct.Solution")
-    if order not in ORDERS:
-        raise ValueError(f"effective_rates: order is {order!r}; it must be one of {list(ORDERS)}")
+    check_order(order, "effective_rates")
     if loss is not None and not isinstance(loss, Loss):
         raise TypeError(f"effective_rates: loss is {type(loss).__name__}; it must be a ct.Loss")
     if loss is not None and order != "exact":
@@ -210,8 +207,5 @@ def _check(sol: object, lags: Any, order: str, loss: object, directions: int) ->
             "effective_rates: the samples of this solution have times of their own, and the result has one "
             "time for all; solve them as problems of their own"
         )
-    delays = as_float64(lags, "lags")[0].detach()
-    if delays.ndim != 1 or len(delays) == 0:
-        raise ValueError(f"effective_rates: lags have shape {tuple(delays.shape)}; they must be (lag,)")
-    check_lags(delays, isinstance(sol.alg, Euler))
+    delays = check_lags(lags, isinstance(sol.alg, Euler), "effective_rates")
     return [float(lag) for lag in delays.tolist()]

@@ -346,6 +346,34 @@ def test_shares_of_directions(alg):
     assert data.gradient_share.sum().item() == pytest.approx(1.0, rel=1e-12)
 
 
+@pytest.mark.parametrize("alg", [ct.Euler(0.5), ct.Dopri5()])
+def test_a_loss_may_look_at_each_sample_at_times_of_its_own(alg):
+    sol = ct.solve(flow_problem(), alg)
+    own = torch.tensor([[2.0, 3.0], [3.0, 4.0]], dtype=torch.float64)
+    weights = normal(2, BATCH, 3, seed=8)
+    loss = ct.Loss(at=(own, lambda k, h: (weights[k] * h).sum(-1)))
+    slopes = torch.zeros(3, BATCH, 3, dtype=torch.float64)
+    slopes[0, 0], slopes[1, 0] = weights[0, 0], weights[1, 0]
+    slopes[1, 1], slopes[2, 1] = weights[0, 1], weights[1, 1]
+    data = ct.effective_rates(sol, [0], "exact", times=[2.0, 3.0, 4.0], loss=loss)
+    # At lag 0 the transport is 1, and the shares are those of the slopes themselves.
+    square = slopes.square()
+    sizes = square.sum(-1, keepdim=True)
+    wanted = torch.where(sizes > 0.0, square / sizes, torch.nan)
+    found = np.sort(data.adjoint_share[0].values, axis=-1)
+    np.testing.assert_allclose(found, np.sort(wanted.numpy(), axis=-1), rtol=1e-10)
+    if isinstance(alg, ct.Dopri5):
+        chosen = ct.effective_rates(sol, [0.0], "exact", loss=loss)
+        assert chosen.time.values.tolist() == [2.0, 3.0, 4.0]
+
+
+def test_times_that_differ_by_rounding_are_one():
+    sol = ct.solve(flow_problem(), ct.Dopri5())
+    late = 4.0 * (1.0 - 2.0**-53)
+    loss = ct.Loss(terminal=lambda h: h.sum(-1), at=([late], lambda k, h: h.sum(-1)))
+    assert ct.effective_rates(sol, [0.0], "exact", loss=loss).sizes["time"] == 1
+
+
 def test_with_a_loss_times_are_its_own():
     sol = ct.solve(flow_problem(), ct.Dopri5())
     loss = ct.Loss(terminal=lambda h: h.sum(-1), at=([0.5, 3.0], lambda k, h: h.sum(-1)))
@@ -358,12 +386,14 @@ def test_with_a_loss_times_are_its_own():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"lags": [0, 2, 1]}, "strictly increasing"),
-        ({"lags": [-1, 2]}, ">= 0"),
+        ({"lags": [0, 2, 1]}, "and increase"),
+        ({"lags": [-1, 2]}, "not negative"),
         ({"lags": [0.5]}, "whole numbers of steps"),
         ({"lags": []}, r"must be \(lag,\)"),
         ({"lags": [99]}, "longest lag"),
-        ({"times": [1.5]}, "not the end of a step"),
+        ({"times": [1.5]}, "at the end of a step"),
+        ({"times": [float("nan")]}, "times has nan"),
+        ({"times": [[4.0, 5.0], [6.0, 7.0]]}, r"times has shape \(2, 2\)"),
         ({"loss": ct.Loss(terminal=torch.sum)}, 'order="exact"'),
         ({"directions": -1}, "directions is -1"),
     ],

@@ -431,7 +431,7 @@ def test_what_cannot_be_asked() -> None:
         ct.sensitivity_profile(flow, [2.0, 1.0])
     with pytest.raises(ValueError, match="one lag at least"):
         ct.expansion_error(flow, [])
-    with pytest.raises(TypeError, match="numbers of steps, integers"):
+    with pytest.raises(ValueError, match="whole numbers of steps"):
         ct.sensitivity_profile(steps, [0.5])
     profile = unchecked(ct.sensitivity_profile)
     with pytest.raises(ValueError, match="order is 'second'"):
