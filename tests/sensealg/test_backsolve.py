@@ -9,6 +9,7 @@ import torch
 
 import ctgate as ct
 from tests.sensealg.test_checkpoints import problem
+from tests.typechecker import unchecked
 
 
 def gradients(prob, tensors, sensealg, **options):
@@ -238,7 +239,7 @@ def test_the_tolerance_is_the_user_s():
         with pytest.raises(
             ValueError, match=r"BacksolveAdjoint\(tolerance=\.\.\.\): tolerance is .* positive"
         ):
-            ct.BacksolveAdjoint(tolerance=wrong)
+            unchecked(ct.BacksolveAdjoint)(tolerance=wrong)
 
 
 class Ramp(ct.VectorField):

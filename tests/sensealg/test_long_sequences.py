@@ -18,6 +18,7 @@ import ctgate as ct
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
+torch.set_num_threads(1)
 steps, hidden, checkpoints = map(int, sys.argv[1:])
 imported = peak()
 generator = torch.Generator().manual_seed(0)
@@ -40,7 +41,7 @@ def measured(steps: int, hidden: int, checkpoints: int) -> tuple[int, int]:
         [sys.executable, "-c", SCRIPT, *map(str, (steps, hidden, checkpoints))],
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=3000,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -71,18 +72,21 @@ def difference(steps: int, dtype: torch.dtype) -> float:
 
 
 def test_memory_grows_with_the_input_and_not_with_the_graph() -> None:
-    """Most of it is what torch loads when it first differentiates; a graph of all steps holds 150 MiB."""
-    imported, peak = measured(4000, 16, 63)
+    """Most of it is what torch loads when it first differentiates; a graph of all steps holds 100 MiB."""
+    imported, peak = measured(2500, 16, 50)
     assert peak - imported < 60 * MIB
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3000)
 def test_a_hundred_thousand_steps_in_600_mib() -> None:
     _, peak = measured(100_000, 64, 316)
     assert peak < 600 * MIB
 
 
-@pytest.mark.parametrize("steps", [1000, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "steps", [300, pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.timeout(3000)])]
+)
 @pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-12), (torch.float32, 5e-5)])
 def test_checkpoints_do_not_change_the_gradient(steps: int, dtype: torch.dtype, rtol: float) -> None:
     assert difference(steps, dtype) < rtol
