@@ -53,8 +53,8 @@ def equivalent_schedule(gates: Gates, learning_rate: float = 1.0) -> "xr.Dataset
     Returns: Dataset with ``step_size`` (lag, batch, unit) and the lags from 0 to the whole sequence; where
         samples have times of their own, ``lag`` counts steps and ``age`` (lag, batch) is the time.
 
-    Raises: ValueError for gates outside [0, 1] or of fewer than two dimensions; for solutions as
-        :func:`ctgate.transition`.
+    Raises: TypeError for what is neither; ValueError for gates outside [0, 1] or of fewer than two
+        dimensions; for solutions as :func:`ctgate.transition`.
 
     Source: THEORY.md 16.
     """
@@ -176,6 +176,8 @@ def _retentions(gates: Solution | Tensor) -> Retentions:
             ages = torch.arange(len(kept), 0, -1, device=kept.device)
         ages = ages if ages.ndim == 1 else ages.reshape(len(ages), -1)
         return Retentions(kept.reshape(len(kept), -1, size), ages, discrete, attributes(gates))
+    if not isinstance(gates, Tensor):
+        raise TypeError(f"gates is {type(gates).__name__}; it must be a ct.Solution or a tensor of gates")
     if gates.ndim < 2 or not gates.is_floating_point():
         raise ValueError(
             f"gates has shape {tuple(gates.shape)} and dtype {gates.dtype}; it must be real numbers (step, "

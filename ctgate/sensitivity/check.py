@@ -79,24 +79,23 @@ def check_sensitivities(
         sensealgs: which; None takes all of them, with and without checkpoints.
         seed: of the directions.
 
-    Returns: a Dataset. ``error``, ``difference_error`` (method, parameter); ``identity_error``,
+    Returns: a Dataset. ``error``, ``difference_error`` (way, parameter); ``identity_error``,
         ``evaluations_forward``, ``evaluations_backward``, ``peak_memory`` [bytes of tensors alive at once,
-        beyond the problem's], ``seconds`` (method), forward and backward pass together; ``note`` (method),
-        why a method does not apply or what it warned of. Numbers of methods that do not apply are NaN, the
-        counts -1. ``.to_dataframe()`` of the variables over ``method`` alone is the table to print.
+        beyond the problem's], ``seconds`` (way), forward and backward pass together; ``note`` (way),
+        why a way does not apply or what it warned of. Numbers of those that do not apply are NaN, the counts
+        -1. ``way`` is the sensealg as it is printed, ``repr(sensealg)``, or "adjoint(sol, loss)".
+        ``.to_dataframe()`` of the variables over ``way`` alone is the table to print.
 
-    Raises: TypeError, ValueError as :func:`ctgate.solve` and :class:`ctgate.Loss`; ValueError for a problem
-        without anything to differentiate by.
+    Raises: TypeError for parts of the wrong kind; otherwise as :func:`ctgate.solve` and
+        :class:`ctgate.Loss`, and SolveError where the reference cannot be solved.
 
     Source: THEORY.md 18.
     """
+    _check(prob, loss, sensealgs, seed)
     chosen, _ = choose_algorithm(alg, rtol)
     given = check_tolerances(chosen, rtol, atol, prob.h0.dtype)
     finer = _named(_finer(given))
     kinds = _every_kind() if sensealgs is None else list(sensealgs)
-    for kind in kinds:
-        if not isinstance(kind, SensitivityAlgorithm):
-            raise TypeError(f"check_sensitivities(sensealgs=...): {kind!r} is not one of ctgate's sensealgs")
     reference, _ = _gradient(prob, loss, chosen, {**finer, **_saveat(prob, loss)})
     directions = _directions(reference, seed)
     differences = _differences(prob, loss, chosen, finer, directions)
@@ -114,7 +113,7 @@ def check_sensitivities(
     whole, sampled, identity = zip(*errors, strict=True)
     found = list(outcomes.values())
     stats = [None if outcome.solution is None else outcome.solution.stats for outcome in found]
-    table, line = ("method", "parameter"), ("method",)
+    table, line = ("way", "parameter"), ("way",)
     variables: dict[str, Any] = {
         "error": (table, np.array(whole), label("relative error against autograd", "1")),
         "difference_error": (table, np.array(sampled), label("error against central differences", "1")),
@@ -142,7 +141,7 @@ def check_sensitivities(
         "note": (line, [outcome.note for outcome in found], label("why not, or what it warned of", "1")),
     }
     coordinates = {
-        "method": ("method", list(outcomes), label("way to the gradient", "1")),
+        "way": ("way", list(outcomes), label("way to the gradient", "1")),
         "parameter": ("parameter", list(reference), label("parameter", "1")),
     }
     attrs = {
@@ -154,6 +153,27 @@ def check_sensitivities(
         "seed": seed,
     }
     return xr.Dataset(variables, coords=coordinates, attrs=attrs)
+
+
+def _check(prob: object, loss: object, sensealgs: object, seed: object) -> None:
+    for name, value, kind in (("prob", prob, ODEProblem), ("loss", loss, Loss)):
+        if not isinstance(value, kind):
+            raise TypeError(
+                f"check_sensitivities({name}=...): {name} is {type(value).__name__}; it must be a "
+                f"ct.{kind.__name__}"
+            )
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"check_sensitivities(seed=...): seed is {seed!r}; it must be an integer")
+    if sensealgs is None:
+        return
+    if not isinstance(sensealgs, Sequence):
+        raise TypeError(
+            f"check_sensitivities(sensealgs=...): sensealgs is {sensealgs!r}; it must be a list of "
+            "them, or None"
+        )
+    for kind in sensealgs:
+        if not isinstance(kind, SensitivityAlgorithm):
+            raise TypeError(f"check_sensitivities(sensealgs=...): {kind!r} is not one of ctgate's sensealgs")
 
 
 def _every_kind() -> list[SensitivityAlgorithm]:

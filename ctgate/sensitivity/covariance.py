@@ -11,7 +11,7 @@ from torch import Tensor
 from ctgate import __version__
 from ctgate.algorithms import Algorithm, Euler
 from ctgate.controls import Control, ZeroOrderHold
-from ctgate.fields import VectorField
+from ctgate.fields import Stack, VectorField
 from ctgate.problem import ODEProblem
 from ctgate.sensitivity.loss import Loss
 from ctgate.sensitivity.per_sample import Rows, per_sample_gradients
@@ -102,15 +102,9 @@ def _problem(
         raise TypeError(
             f"gradient_covariance(field=...): field is {type(field).__name__}; it must be a ctgate field"
         )
-    tau = None if field.tau is None else field.tau.detach()
-    scalar = tau is not None and tau.ndim == 0
-    if (alg is None or isinstance(batch, Tensor)) and not scalar:
-        what = "no tau" if tau is None else f"a tau of shape {tuple(tau.shape)}"
-        raise ValueError(
-            f"gradient_covariance: {type(field).__name__} has {what}, so there is no discrete cell; give alg "
-            "and a ct.Control as batch"
-        )
-    step = float(tau) if tau is not None and scalar else math.nan
+    if h0 is not None and not isinstance(h0, Tensor):
+        raise TypeError(f"gradient_covariance(h0=...): h0 is {type(h0).__name__}; it must be a tensor")
+    step = _step(field) if alg is None or isinstance(batch, Tensor) else math.nan
     chosen = Euler(dt=step) if alg is None else alg
     if isinstance(batch, Tensor):
         if batch.ndim != 3 or len(batch) == 0:
@@ -124,6 +118,11 @@ def _problem(
         raise TypeError(
             f"gradient_covariance(batch=...): batch is {type(batch).__name__}; it must be a ct.Control or a "
             "tensor (time, sample, channel)"
+        )
+    if h0 is not None and h0.ndim not in (1, 2):
+        raise ValueError(
+            f"gradient_covariance(h0=...): h0 has shape {tuple(h0.shape)}; it must be (sample, "
+            "state) or (state,)"
         )
     samples = batch.batch_shape if h0 is None or h0.ndim < 2 else h0.shape[:-1]
     if len(samples) != 1:
@@ -141,19 +140,45 @@ def _problem(
     return ODEProblem(field, start, span, batch), chosen
 
 
+def _step(field: VectorField) -> float:
+    """The one tau of the cell."""
+    taus = [tau for layer in _layers(field) if (tau := layer.tau) is not None]
+    found = {float(tau.detach()) if tau.ndim == 0 else math.nan for tau in taus}
+    if len(found) == 1 and not math.isnan(step := found.pop()):
+        return step
+    what = f"the tau {', '.join(str(tau.tolist()) for tau in taus)}" if taus else "no tau"
+    raise ValueError(
+        f"gradient_covariance: {type(field).__name__} has {what}, so there is no discrete cell, which has "
+        "one for all units; give alg and a ct.Control as batch"
+    )
+
+
+def _layers(field: VectorField) -> list[VectorField]:
+    if not isinstance(field, Stack):
+        return [field]
+    return [cell for layer in field.layers if isinstance(layer, VectorField) for cell in _layers(layer)]
+
+
 def _adam_diagonal(
     rows: Rows, field: VectorField, loss: Loss, state: OptimizerState | None
 ) -> tuple[Rows, str]:
     """Adam's v by parameter, and where it is from."""
     if state is None:
         return {name: row.square().mean(0) for name, row in rows.items()}, "mean of squares in this batch"
+    if not isinstance(state, torch.optim.Optimizer | Mapping):
+        what = type(state).__name__
+        raise TypeError(
+            f"gradient_covariance(optimizer_state=...): optimizer_state is {what}; it must be an Adam or a "
+            "dict of tensors"
+        )
     if isinstance(state, torch.optim.Optimizer):
         return _running_moments(rows, field, loss, state), f"exp_avg_sq of {type(state).__name__}"
     moments: Rows = {}
     for name, row in rows.items():
         given = state.get(name)
-        if given is None or given.shape != row.shape[1:]:
-            shape = "missing" if given is None else f"of shape {tuple(given.shape)}"
+        if not isinstance(given, Tensor) or given.shape != row.shape[1:]:
+            shape = "missing" if given is None else type(given).__name__
+            shape = f"of shape {tuple(given.shape)}" if isinstance(given, Tensor) else shape
             raise ValueError(
                 f"gradient_covariance(optimizer_state=...): {name!r} is {shape}; it must be a tensor of "
                 f"shape {tuple(row.shape[1:])}"

@@ -99,6 +99,8 @@ def descend(
 ) -> xr.Dataset:
     """Integrate the gradient flow, and label what the solution of each saved epoch is like."""
     start = flow.start()
+    if lags is not None:  # What is wrong with lags shows before anything is learned.
+        _epoch(flow, start, lags, order)
     # Watched, so that the bar moves with every epoch, and an interrupt keeps those that are done.
     sol = solve(ODEProblem(flow, start, (0.0, epochs)), outer, callback=lambda t, h: False, **options)
     rows = [_epoch(flow, theta, lags, order) for theta in sol.hs]
@@ -149,13 +151,21 @@ def _epoch(flow: GradientFlow, theta: Tensor, lags: Tensor | None, order: Order)
 
 
 def _mean_rate(sol: Solution) -> Tensor:
-    """The field's rate (state,), averaged over time by the trapezoid rule between nodes, and over samples."""
+    """The field's rate (state,), averaged over samples and time: of a map at the starts of its steps, else by
+    the trapezoid rule on each step, with the input as it is inside the step."""
     assert sol.prob is not None
-    constants = evaluate(sol.prob, "time_constants", sol.ts, sol.hs)
+    sizes = sol.ts.diff(dim=0)
+    weights = sizes.to(sol.hs.dtype).reshape(*sizes.shape, *(1,) * (sol.hs.ndim - sizes.ndim))
+    rate = _rates(sol, slice(None, -1), "right")
+    if not isinstance(sol.alg, Euler):
+        rate = 0.5 * (rate + _rates(sol, slice(1, None), "left"))
+    units = rate.shape[-1]
+    weights = weights.expand(rate.shape)
+    return (weights * rate).reshape(-1, units).sum(0) / weights.reshape(-1, units).sum(0)
+
+
+def _rates(sol: Solution, which: slice, side: str) -> Tensor:
+    assert sol.prob is not None
+    constants = evaluate(sol.prob, "time_constants", sol.ts[which], sol.hs[which], side)
     assert isinstance(constants, Tensor)
-    sizes = sol.ts.diff(dim=0).to(constants.dtype)
-    weights = 0.5 * (torch.cat((sizes, sizes[:1] * 0.0)) + torch.cat((sizes[:1] * 0.0, sizes)))
-    weights = weights.reshape(*weights.shape, *(1,) * (constants.ndim - weights.ndim)).expand(constants.shape)
-    units = constants.shape[-1]
-    total = (weights * constants.reciprocal()).reshape(-1, units).sum(0)
-    return total / weights.reshape(-1, units).sum(0)
+    return constants.reciprocal()

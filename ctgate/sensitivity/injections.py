@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ctgate.controls.times import rounding_of
 from ctgate.integrators.grid import time_resolution
-from ctgate.sensitivity.loss import Loss, final_state, quadrature, states_at
+from ctgate.sensitivity.loss import Loss, checked, final_state, quadrature, states_at
 from ctgate.solution import Solution
 
 
@@ -25,7 +25,8 @@ class Injections(NamedTuple):
 def injections(sol: Solution, loss: Loss) -> Injections:
     """Every place where the loss acts on the states, in no order.
 
-    Raises: RuntimeError where a running cost needs states that a solution with ``dense=False`` did not keep.
+    Raises: RuntimeError where a running cost needs states that a solution with ``dense=False`` did not keep;
+        ValueError for costs that do not fit.
     """
     assert sol.prob is not None
     stop = sol.prob.sample_spans()[1].detach() if sol.prob.per_sample else None
@@ -44,10 +45,14 @@ def injections(sol: Solution, loss: Loss) -> Injections:
         for k, (t, h) in enumerate(zip(where, states_at(sol, where), strict=True)):
             add(t, loss.slope_at(k, h.detach(), sol.output_slice).state)
     if loss.running is not None:
+        running = loss.running
         for t, h, weight in quadrature(sol):
-            slope = loss.running_slope(t, h.detach(), sol.output_slice).state
-            scale = weight.detach().to(slope.dtype)
-            add(t.squeeze(-1) if t.ndim else t, slope * (scale.unsqueeze(-1) if scale.ndim else scale))
+            scale = weight.detach().to(h.dtype)
+
+            def share(seen: Tensor, t: Tensor = t, h: Tensor = h, scale: Tensor = scale) -> Tensor:
+                return scale * checked("running", running(t, seen), h, scale)
+
+            add(t.squeeze(-1) if t.ndim else t, loss.slope(share, h.detach(), sol.output_slice).state)
     batch = sol.hs.shape[1:-1]
     own = any(t.ndim for t in times)
     return Injections(torch.stack([t.expand(batch) if own else t for t in times]), torch.stack(slopes))

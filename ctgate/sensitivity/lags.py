@@ -106,8 +106,8 @@ def lag_edges(lags: Lags | None, longest: float, discrete: bool) -> Tensor:
     edges = check_lags(lags, discrete, "gradient_by_lag")
     if edges[0] != 0:
         raise ValueError(
-            f"gradient_by_lag(lags=...): lags are {edges.tolist()}; they are the lower edges of bins, and the "
-            "first must be 0"
+            f"gradient_by_lag(lags=...): lags are {edges.tolist()}; they are lower edges of bins, of which "
+            "the first must be 0"
         )
     return edges
 

@@ -18,7 +18,8 @@ from ctgate.problem import Method, ODEProblem
 from ctgate.sensealg.forward import TangentField, immediate_tangents
 from ctgate.sensitivity.blocks import Blocks
 from ctgate.sensitivity.labels import attributes, label, parameter_coordinates, time_coordinate
-from ctgate.sensitivity.loss import Loss
+from ctgate.sensitivity.loss import Loss, checked
+from ctgate.sensitivity.steps import step_sizes
 from ctgate.solution import Solution
 from ctgate.solve import solve
 from ctgate.storage.dataset import array
@@ -64,7 +65,7 @@ class Learner:
             seen = loss.read(at, output)
             if loss.readout is not None and leaves:
                 seen = functional_call(loss.readout, leaves, (at[..., output],))
-            cost = loss.running(time, seen).sum()
+            cost = checked("running", loss.running(time, seen), at).sum()
             if not cost.requires_grad:
                 return cost, torch.zeros_like(h), h.new_zeros(self.readout.entries)
             slopes = torch.autograd.grad(cost, [at, *leaves.values()], materialize_grads=True)
@@ -204,7 +205,7 @@ def _labelled(prob: ODEProblem, sol: Solution, field: CoupledField, lags: Tensor
         "parameter": ("parameter", list(blocks.names), label("parameter", "1")),
     }
     if lags is not None:
-        mu = learner.eta * torch.stack([_retained(sol, field, float(lag)) for lag in lags])
+        mu = learner.eta * torch.stack([_retained(sol, field, rate, float(lag)) for lag in lags])
         text = label("effective learning rate eta exp(-int rate) over the lag before t", "1 / time")
         variables["mu"] = (("lag", *units), array(mu).reshape(len(lags), *samples), text)
         unit = "steps" if isinstance(sol.alg, Euler) else "units of tau"
@@ -212,7 +213,7 @@ def _labelled(prob: ODEProblem, sol: Solution, field: CoupledField, lags: Tensor
     return xr.Dataset(variables, coords=coordinates, attrs=attributes(sol))
 
 
-def _retained(sol: Solution, field: CoupledField, lag: float) -> Tensor:
+def _retained(sol: Solution, field: CoupledField, rate: Tensor, lag: float) -> Tensor:
     """What the gates alone keep from t - lag to t, ``(time, *batch, state)``; NaN before there is a lag.
 
     For a map the product of 1 - dt rate over its last steps, for a flow exp(-int rate).
@@ -225,8 +226,8 @@ def _retained(sol: Solution, field: CoupledField, lag: float) -> Tensor:
         before = torch.split(sol(early.clamp(min=start)), field.sizes, -1)[1]
         kept = torch.exp(before - exposure)
         return torch.where(known.reshape(-1, *(1,) * (kept.ndim - 1)), kept, torch.nan)
-    # The exposure of a map grows by dt rate with each step.
-    factors = 1.0 - exposure.diff(dim=0)
+    # Of a map the rates themselves: the differences of a long integral would lose digits.
+    factors = 1.0 - step_sizes(sol) * rate[:-1]
     count = int(lag)
     kept = torch.full_like(exposure, torch.nan)
     if count <= len(factors):

@@ -188,6 +188,9 @@ def test_gates_that_are_none_are_named(gates):
         schedule(torch.tensor([[0.0], [-1.0]]))
     with pytest.raises(ValueError, match=r"it must be real numbers \(step, \*batch, unit\)"):
         schedule(torch.ones(3))
+    for function in (schedule, unchecked(equivalent_momentum), unchecked(equivalent_adam)):
+        with pytest.raises(TypeError, match="gates is list"):
+            function([[0.5]])
     single = equivalent_schedule(gates.float())
     assert single["step_size"].dtype == np.float32
     assert single.attrs["dtype"] == "float32"

@@ -295,6 +295,51 @@ def test_time_constants_are_seen_to_move_over_epochs():
     assert abs(float(data["time_constant"][-1, 0]) - 2.4) > 1e-3
 
 
+def switched():
+    """Gates that the input alone opens, for half of the time each: rates 1/4 and 3/4."""
+    field = ct.MultiGate(1, 2, dtype=F64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        field.weight_hh[:2] = 0.0
+        field.bias[:2] = 0.0
+        field.weight_ih[:2] = math.log(3.0)
+    xs = torch.tensor([-1.0, 1.0], dtype=F64)[:, None, None]
+    control = ct.ZeroOrderHold([0.0, 2.0, 4.0], xs)
+    return ct.ODEProblem(field, torch.ones(1, 2, dtype=F64), (0.0, 4.0), control)
+
+
+@pytest.mark.parametrize("alg", [ct.Euler(0.5), ct.Euler(1.5), ct.RK4(0.5), ct.Dopri5()])
+def test_the_mean_rate_is_that_of_the_input_inside_each_step(alg):
+    loss = ct.Loss(terminal=lambda h: h.square().sum(-1))
+    data = ct.coupled_flow(switched(), loss, 0.1, mode="epochs", alg=alg, epochs=1)
+    assert np.allclose(data["rate"][0], 0.5, rtol=1e-13)
+
+
+def test_lags_that_are_too_long_are_known_before_anything_is_learned():
+    calls = {"count": 0}
+
+    def cost(h):
+        calls["count"] += 1
+        return h.square().sum(-1)
+
+    with pytest.raises(ValueError, match="longest lag, 9 steps"):
+        unchecked(ct.coupled_flow)(
+            switched(), ct.Loss(terminal=cost), 0.1, mode="epochs", alg=ct.Euler(0.5), epochs=50, lags=[9]
+        )
+    assert calls["count"] == 1
+
+
+def test_in_single_precision_long_maps_keep_their_digits():
+    generator = torch.Generator().manual_seed(0)
+    field = ct.GRU(1, 2, generator=generator)
+    control = ct.ZeroOrderHold(torch.arange(401.0), torch.randn(400, 1, 1, generator=generator))
+    prob = ct.ODEProblem(field, torch.zeros(1, 2), (0.0, 400.0), control)
+    loss = ct.Loss(running=lambda t, h: h.square().sum(-1))
+    data = ct.coupled_flow(
+        prob, loss, 1e-6, alg=ct.Euler(1.0), lags=[1], sensitivity="directions", directions=1, seed=0
+    )
+    assert np.allclose(data["mu"][0, 1:] / 1e-6, 1.0 - data["rate"][:-1], rtol=1e-6)
+
+
 def test_samples_with_times_of_their_own_learn_over_epochs():
     generator = torch.Generator().manual_seed(0)
     ts = torch.tensor([[0.0, 0.2], [1.0, 1.5], [2.0, 4.0]], dtype=F64)
@@ -400,6 +445,8 @@ def test_what_does_not_fit_is_named(options, error, says):
 
 def test_online_wants_one_clock_and_a_sample():
     prob = problem()
+    with pytest.raises(ValueError, match=r"running=.*returned shape \(2, 2\)"):
+        unchecked(ct.coupled_flow)(prob, ct.Loss(running=lambda t, h: h), 0.1, alg=ct.Euler(1.0))
     own = ct.remake(prob, tspan=(torch.zeros(2), torch.tensor([1.0, 2.0])))
     with pytest.raises(ValueError, match="times per sample"):
         ct.coupled_flow(own, RUNNING, 0.1, alg=ct.Euler(1.0))

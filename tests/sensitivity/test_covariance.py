@@ -281,6 +281,19 @@ def test_what_does_not_fit_is_named(gru):
         covariance(nn.GRU(1, 1), loss, x)
     with pytest.raises(ValueError, match=r"it must be \(time, sample, channel\)"):
         covariance(field, loss, x[0])
+    with pytest.raises(TypeError, match="optimizer_state is int; it must be an Adam"):
+        covariance(field, loss, x, optimizer_state=3)
+    with pytest.raises(ValueError, match="'weight_ih' is float"):
+        covariance(field, loss, x, optimizer_state={"weight_ih": 1.0})
+    with pytest.raises(TypeError, match="h0 is list"):
+        covariance(field, loss, x, h0=[0.0])
+    with pytest.raises(ValueError, match=r"h0 has shape \(1, 4, 3\)"):
+        covariance(field, loss, x, h0=torch.zeros(1, SAMPLES, HIDDEN, dtype=F64))
+    uneven = ct.Stack([make(ct.GRU), ct.MultiGate(HIDDEN, HIDDEN, tau=0.25, dtype=F64)])
+    with pytest.raises(ValueError, match=r"Stack has the tau 0\.5, 0\.25"):
+        covariance(uneven, loss, x)
+    with pytest.raises(ValueError, match=r"GRU has the tau \[1\.0, 2\.0, 3\.0\]"):
+        covariance(make(ct.GRU, tau=torch.tensor([1.0, 2.0, 3.0], dtype=F64)), loss, x)
     with pytest.raises(ValueError, match="Field has no tau"):
         covariance(make(ct.Field), loss, x)
     endless, h0 = ct.FunctionControl(lambda t: x[0]), torch.zeros(SAMPLES, HIDDEN, dtype=F64)

@@ -277,6 +277,14 @@ def test_times_per_sample_are_each_sample_alone(alg):
     np.testing.assert_allclose(found.gradient.values, wanted, rtol=0, atol=atol)
 
 
+def test_a_running_cost_of_samples_with_steps_of_their_own_is_one_number_each():
+    stops = torch.tensor([3.0, 1.6], dtype=torch.float64)
+    sol = ct.solve(ct.remake(flow_problem(), tspan=(torch.zeros(2), stops)), ct.Euler(0.25))
+    loss = ct.Loss(running=lambda t, h: h.square().mean())
+    with pytest.raises(ValueError, match=r"returned shape \(\); it must be one number per sample, \(2,\)"):
+        ct.gradient_by_lag(sol, loss)
+
+
 class Seasonal(nn.Module):
     """A field that reads the time, evaluated time by time."""
 
