@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ctgate.algorithms import Algorithm, Euler
 from ctgate.controls.times import as_float64
+from ctgate.options import choose_algorithm
 from ctgate.sensitivity.courses import Course, FlowCourse, MapCourse
 from ctgate.sensitivity.labels import attributes, label, parameter_coordinates, time_coordinate
 from ctgate.sensitivity.loss import Loss, final_state, quadrature, states_at
@@ -179,7 +180,8 @@ def adjoint(
             raise ValueError("adjoint: alg, rtol and atol are for flows; a solution by Euler is a map")
         course = MapCourse(sol, loss)
     else:
-        course = FlowCourse(sol, loss, alg, rtol, atol)
+        chosen = sol.alg if alg is None else choose_algorithm(alg, rtol)[0]
+        course = FlowCourse(sol, loss, chosen, rtol, atol)
     assert sol.prob is not None
     ts = course.ts
     unknown = ts.isnan()

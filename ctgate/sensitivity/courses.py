@@ -13,7 +13,7 @@ from ctgate.controls.times import FLOAT64_EPS, first_index, rounding_of
 from ctgate.dense import Dense
 from ctgate.fields.jacobian import pullback
 from ctgate.integrators.dynamics import beside
-from ctgate.options import check_tolerances, choose_algorithm
+from ctgate.options import check_tolerances
 from ctgate.problem import ODEProblem
 from ctgate.sensealg.continuous import Jump, Pulled, ReversePass, control_tensors
 from ctgate.sensealg.reverse import Source
@@ -102,7 +102,7 @@ class FlowCourse(Course):
     """The adjoint equation, solved in reverse along the continuous extension."""
 
     def __init__(
-        self, sol: Solution, loss: Loss, alg: Algorithm | None, rtol: float | None, atol: float | None
+        self, sol: Solution, loss: Loss, alg: Algorithm, rtol: float | None, atol: float | None
     ) -> None:
         assert sol.prob is not None
         self.sol = sol
@@ -112,7 +112,7 @@ class FlowCourse(Course):
         self.path = path
         self.ts = sol.ts.detach()
         self.start, self.stop = (end.detach() for end in path.span)
-        self.pulled = self._pull(loss, sol.alg if alg is None else choose_algorithm(alg, rtol)[0], rtol, atol)
+        self.pulled = self._pull(loss, alg, rtol, atol)
         self.gradient = self.pulled.parameters
         self.initial = self.pulled.state
         self.control = self.pulled.inputs

@@ -46,7 +46,7 @@ def field(kind: str, generator: torch.Generator, dtype: torch.dtype = DOUBLE) ->
     if kind == "Leaky":
         made = ct.Leaky(1, 2, alpha=0.7, learn_tau=True, **options)
     elif kind == "ScalarGate":
-        made = ct.ScalarGate(1, 3, layernorm=True, **options)
+        made = ct.ScalarGate(1, 2, **options)
     elif kind == "MultiGate":
         made = ct.MultiGate(1, 2, learn_tau=True, **options)
     elif kind == "GRU":

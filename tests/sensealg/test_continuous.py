@@ -5,8 +5,10 @@ import itertools
 import math
 import weakref
 
+import numpy as np
 import pytest
 import torch
+from scipy.integrate import solve_ivp
 from torch import Tensor
 
 import ctgate as ct
@@ -80,10 +82,11 @@ def expected_slope(alg: ct.algorithms.Algorithm) -> float:
 @pytest.mark.parametrize(
     ("alg", "tolerances"),
     [
-        (ct.Dopri5(), [1e-5, 1e-6, 1e-7, 1e-8, 1e-9]),
-        (ct.Tsit5(), [1e-5, 1e-6, 1e-7, 1e-8, 1e-9]),
-        (ct.Bosh3(), [1e-4, 1e-5, 1e-6, 1e-7]),
-        (ct.Rosenbrock23(), [1e-3, 1e-4, 1e-5]),
+        (ct.Dopri5(), [1e-6, 1e-7, 1e-8]),
+        (ct.Bosh3(), [1e-4, 1e-5, 1e-6]),
+        pytest.param(ct.Tsit5(), [1e-5, 1e-6, 1e-7, 1e-8, 1e-9], marks=pytest.mark.slow),
+        pytest.param(ct.Bosh3(), [1e-5, 1e-6, 1e-7, 1e-8], marks=pytest.mark.slow),
+        pytest.param(ct.Rosenbrock23(), [1e-3, 1e-4, 1e-5], marks=pytest.mark.slow),
     ],
 )
 def test_the_difference_of_two_gradients_falls_with_the_tolerance(
@@ -91,7 +94,7 @@ def test_the_difference_of_two_gradients_falls_with_the_tolerance(
 ) -> None:
     """A slope, over random problems: that of the errors themselves, less 0.15 for what is not asymptotic."""
     logs: dict[str, list[list[float]]] = {}
-    for seed in range(3):
+    for seed in range(2):
         for sensealg in (*CONTINUOUS, ct.ForwardSensitivity()):
             case = Case("GRU", "cubic", seed)
             if isinstance(sensealg, ct.ForwardSensitivity):
@@ -113,8 +116,32 @@ def test_the_difference_of_two_gradients_falls_with_the_tolerance(
         assert slope >= expected_slope(alg) - 0.15, (name, means)
 
 
-@pytest.mark.parametrize("rate", [5.0, 10.0, 20.0])
-@pytest.mark.parametrize("sensealg", [*CONTINUOUS, ct.GaussAdjoint(checkpoints=4)])
+def two_units_by_scipy(rate: float) -> np.ndarray:
+    """d h_2(4) / d W for dh/dt = -(rate, 1/2) h + W tanh(h), by the tangent equations."""
+    rates, coupling = np.array([rate, 0.5]), np.array([[0.0, 0.0], [1.0, 0.0]])
+
+    def slope(t: float, y: np.ndarray) -> np.ndarray:
+        h, tangents = y[:2], y[2:].reshape(2, 4)
+        jacobian = -np.diag(rates) + coupling * (1.0 - np.tanh(h) ** 2)
+        pushed = jacobian @ tangents + np.kron(np.eye(2), np.tanh(h))
+        return np.concatenate((-rates * h + coupling @ np.tanh(h), pushed.reshape(-1)))
+
+    start = np.concatenate(([1.0, 0.5], np.zeros(8)))
+    return solve_ivp(slope, (0.0, 4.0), start, "DOP853", rtol=1e-11, atol=1e-13).y[6:, -1].reshape(2, 2)
+
+
+@pytest.mark.parametrize(
+    ("sensealg", "rate"),
+    [
+        (ct.GaussAdjoint(), 5.0),
+        (ct.GaussAdjoint(), 10.0),
+        (ct.GaussAdjoint(), 20.0),
+        (ct.InterpolatingAdjoint(), 5.0),
+        (ct.InterpolatingAdjoint(), 10.0),
+        (ct.InterpolatingAdjoint(), 20.0),
+        (ct.GaussAdjoint(checkpoints=4), 20.0),
+    ],
+)
 def test_a_fast_unit_that_drives_a_slow_one(sensealg: object, rate: float) -> None:
     """THEORY.md 6, where backsolve is wrong by up to 300 %."""
     rates = torch.tensor([rate, 0.5], dtype=torch.float64)
@@ -129,11 +156,9 @@ def test_a_fast_unit_that_drives_a_slow_one(sensealg: object, rate: float) -> No
             return -rates * h + torch.tanh(h) @ self.coupling.mT
 
     prob = ct.ODEProblem(ct.Field(Two()), torch.tensor([1.0, 0.5], dtype=torch.float64), (0.0, 4.0))
-    options = {"saveat": [4.0], "dense": False}
-    exact = ct.solve(prob, ct.Dopri5(), rtol=1e-12, atol=1e-14, **options)
-    (reference,) = torch.autograd.grad(exact.hs[-1, 1], coupling)
-    sol = ct.solve(prob, ct.Dopri5(), rtol=1e-6, sensealg=sensealg, **options)
+    sol = ct.solve(prob, ct.Dopri5(), rtol=1e-6, saveat=[4.0], dense=False, sensealg=sensealg)
     (mine,) = torch.autograd.grad(sol.hs[-1, 1], coupling)
+    reference = torch.from_numpy(two_units_by_scipy(rate))
     assert (mine - reference).abs().max() < 1e-5 * reference.abs().max()
 
 
@@ -220,8 +245,8 @@ def test_single_precision(sensealg: object) -> None:
     assert apart([part.double() for part in mine], reference) < 1e-4
 
 
-@pytest.mark.parametrize("alg", [ct.Dopri5(), ct.Bosh3(), ct.RK4(dt=0.02)])
-@pytest.mark.parametrize("number", [1, 3, 7])
+@pytest.mark.parametrize("alg", [ct.Dopri5(), ct.RK4(dt=0.02)])
+@pytest.mark.parametrize("number", [1, 5])
 @pytest.mark.parametrize("sensealg", [ct.GaussAdjoint, ct.InterpolatingAdjoint])
 def test_pieces_solved_again_give_the_same_gradient(sensealg: type, number: int, alg: object) -> None:
     case = Case("GRU", "held", seed=4)
@@ -313,9 +338,18 @@ class Square(torch.nn.Module):
 EVERY = [*CONTINUOUS, ct.ForwardSensitivity()]
 
 
-@pytest.mark.parametrize("sensealg", [*EVERY, ct.GaussAdjoint(3)])
-@pytest.mark.parametrize("alg", [ct.Dopri5(), ct.Dopri5(per_sample=True)])
-def test_the_good_part_of_a_blow_up_has_its_gradient(sensealg: object, alg: ct.Dopri5) -> None:
+@pytest.mark.parametrize(
+    ("sensealg", "alg"),
+    [
+        (ct.GaussAdjoint(), ct.Dopri5()),
+        (ct.InterpolatingAdjoint(), ct.Dopri5()),
+        (ct.GaussAdjoint(3), ct.Dopri5()),
+        (ct.ForwardSensitivity(), ct.Bosh3()),
+        (ct.GaussAdjoint(), ct.Dopri5(per_sample=True)),
+        (ct.GaussAdjoint(3), ct.Dopri5(per_sample=True)),
+    ],
+)
+def test_the_good_part_of_a_blow_up_has_its_gradient(sensealg: object, alg: ct.Dopri5 | ct.Bosh3) -> None:
     fn = Square()
     h0 = torch.tensor([[1.0], [0.25]], dtype=torch.float64)
     prob = ct.ODEProblem(ct.Field(fn), h0, (0.0, 2.0))
@@ -333,7 +367,7 @@ def test_the_good_part_of_a_blow_up_has_its_gradient(sensealg: object, alg: ct.D
     closed[2, 0] = 0.0
     if not alg.per_sample:
         closed[2] = 0.0
-    assert float(gradient) == pytest.approx(float(closed.sum()), rel=1e-4)
+    assert float(gradient) == pytest.approx(float(closed.sum()), rel=1e-3)
 
 
 @pytest.mark.parametrize("sensealg", [*EVERY, ct.GaussAdjoint(2)])
@@ -560,9 +594,8 @@ def test_parameters_frozen_replaced_shared_and_behind_h0(sensealg: object) -> No
     case = Case("GRU", "held", seed=9)
     case.hold_inputs()
     case.field.bias_hh.requires_grad_(False)
-    weight = torch.randn(
-        6, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
-    ).requires_grad_()
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.randn(6, 2, dtype=torch.float64, generator=generator).requires_grad_()
     start = torch.nn.Parameter(torch.tensor([0.3, -0.2], dtype=torch.float64))
     pair = []
     for kind in (sensealg, ct.DiscreteAdjoint()):
