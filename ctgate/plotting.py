@@ -199,3 +199,111 @@ def plot_discrete_limit(dataset: xr.Dataset) -> "Figure":
     axes.legend(frameon=False, fontsize=9, loc="upper left")
     _tidy(axes)
     return figure
+
+
+def plot_coupling(rates: xr.Dataset, gradient: xr.Dataset, adjoint: xr.Dataset) -> "Figure":
+    """Envelope of the rates by order, share of the gradient by lag, how well the orders below the exact one
+    predict it, and the adjoint over time; each for every stage of training.
+
+    Parameters:
+        rates: ``envelope(stage, order, lag)``, ``fitted(stage, order, law, lag)`` and ``best_law(stage,
+            order)``.
+        gradient: ``share(stage, lag)``, ``reach(stage)``, ``cosine(stage, order, lag)``, coordinate
+            ``last_lag``.
+        adjoint: ``relative_norm(stage, time, batch)``.
+    """
+    figure = _figure(9.6, 7.4)
+    (rate, share), (cosine, norm) = figure.subplots(2, 2)
+    stages = dict(zip(rates["stage"].to_numpy().tolist(), (GREY, BLUE, GREEN), strict=False))
+    _draw_envelopes(rate, rates, stages)
+    _draw_shares(share, gradient, stages)
+    _draw_cosines(cosine, gradient, stages)
+    _draw_adjoints(norm, adjoint, stages)
+    for letter, axes in zip("abcd", (rate, share, cosine, norm), strict=True):
+        axes.set_title(f"{letter}  {axes.get_title(loc='left')}", loc="left", fontsize=10.5)
+        _tidy(axes)
+    return figure
+
+
+# The orders of the rates, by the style of their line.
+_ORDERS = {"exact": "-", "first": "--", "leak": ":"}
+_ORDER_NAMES = {"exact": "exact", "first": "first order in the coupling", "leak": "gates alone"}
+# Below this share of what it starts at, a decay is not drawn.
+_FLOOR = 1e-4
+
+
+def _draw_envelopes(axes: "Axes", rates: xr.Dataset, stages: dict[str, str]) -> None:
+    for stage, colour in stages.items():
+        for order, style in _ORDERS.items():
+            own = rates["envelope"].sel(stage=stage, order=order)
+            axes.plot(own["lag"], own, style, color=colour, lw=1.5)
+    last = rates.sel(stage=list(stages)[-1], order="exact")
+    best = last.sel(law=last["best_law"].item())
+    axes.plot(last["lag"], best["fitted"], color=ORANGE, lw=1.0, zorder=1.0)
+    axes.set_yscale("log")
+    axes.set_ylim(_FLOOR, 1.5)
+    axes.set_xlim(0.0, float(rates["lag"].max()))
+    axes.set_xlabel("lag [weeks]")
+    axes.set_ylabel("mean |effective rate| / learning rate")
+    axes.set_title("What is left of an error", loc="left")
+    lines = _module("matplotlib.lines")
+    handles = [lines.Line2D([], [], color=colour, lw=1.5, label=stage) for stage, colour in stages.items()]
+    handles += [
+        lines.Line2D([], [], color=BLACK, ls=style, lw=1.3, label=_ORDER_NAMES[order])
+        for order, style in _ORDERS.items()
+    ]
+    handles.append(
+        lines.Line2D([], [], color=ORANGE, lw=1.0, label=f"{best['law'].item()} law, fitted to exact")
+    )
+    axes.legend(handles=handles, frameon=False, fontsize=8, loc="upper right")
+
+
+def _draw_shares(axes: "Axes", gradient: xr.Dataset, stages: dict[str, str]) -> None:
+    ends = np.append(0.0, gradient["last_lag"])
+    for stage, colour in stages.items():
+        own = gradient.sel(stage=stage)
+        axes.plot(ends, np.append(0.0, np.cumsum(own["share"])), color=colour, lw=1.5)
+        reach = float(own["reach"])
+        axes.plot([reach, reach], [0.0, 0.9], color=colour, lw=1.0, ls=":")
+        axes.annotate(
+            f"{reach:g} weeks", (reach, 0.03), xytext=(4, 0), textcoords="offset points", fontsize=9,
+            color=colour,
+        )  # fmt: skip
+    axes.axhline(0.9, color=BLACK, lw=0.7, ls="--")
+    axes.annotate("90 %", (ends[-1], 0.9), ha="right", va="top", fontsize=9)
+    axes.set_xlim(0.0, ends[-1])
+    axes.set_ylim(0.0, 1.03)
+    axes.set_xlabel("lag [weeks]")
+    axes.set_ylabel("share of the gradient up to this lag")
+    axes.set_title("How far back the loss gradient comes from", loc="left")
+
+
+def _draw_cosines(axes: "Axes", gradient: xr.Dataset, stages: dict[str, str]) -> None:
+    shown = gradient.isel(lag=gradient["last_lag"].to_numpy() <= float(gradient["reach"].max()))
+    for stage, colour in stages.items():
+        own = shown.sel(stage=stage)
+        within = int((own["last_lag"] <= own["reach"]).sum())
+        # What lies beyond the reach is a tenth of the gradient.
+        for part, width in ((slice(within), 1.7), (slice(max(within - 1, 0), None), 0.7)):
+            for order in own["order"].to_numpy().tolist():
+                line = own["cosine"].sel(order=order).isel(lag=part)
+                axes.plot(line["lag"], line, _ORDERS[order], color=colour, lw=width)
+    axes.axhline(0.0, color=BLACK, lw=0.7)
+    axes.set_xlim(0.0, float(gradient["reach"].max()))
+    axes.set_ylim(top=1.05)
+    axes.set_xlabel("lag [weeks]; thin lines lie beyond the 90 %")
+    axes.set_ylabel("cosine with the gradient of this lag")
+    axes.set_title("How well approximate rates predict the gradient", loc="left")
+
+
+def _draw_adjoints(axes: "Axes", adjoint: xr.Dataset, stages: dict[str, str]) -> None:
+    norms = adjoint["relative_norm"]
+    for stage, colour in stages.items():
+        axes.plot(norms["time"], norms.sel(stage=stage), color=colour, lw=1.2)
+    axes.set_yscale("log")
+    high = float(norms.max())
+    axes.set_ylim(_FLOOR, 2.0 * high)
+    axes.set_xlim(float(norms["time"].min()), float(norms["time"].max()))
+    axes.set_xlabel("week of the window; the loss looks at the last")
+    axes.set_ylabel("adjoint norm / that at the loss")
+    axes.set_title("The adjoint over time, a line per sample", loc="left")

@@ -58,6 +58,14 @@ class Sample:
         histories = self.task.histories(self.test, self.scales)
         return torch.cat([histories.first[start][None], histories.inputs[start + 1 :]])
 
+    def window(
+        self, length: int
+    ) -> tuple[Float[Tensor, "week thinning channel"], Float[Tensor, "week thinning"]]:
+        """The first ``length`` held-out weeks of the test's samples: inputs and target."""
+        histories = self.task.histories(self.test, self.scales)
+        rows = slice(self.task.split, self.task.split + length)
+        return self.test_inputs(self.task.split)[:length], histories.change[rows]
+
 
 def evaluate(model: Forecaster, sample: Sample, dates: xr.DataArray) -> HeldOut:
     """Forecast every held-out week from every test sample, with the network and with the baselines.

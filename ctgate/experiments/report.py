@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import xarray as xr
-from torch import Tensor
 
 import ctgate as ct
 from ctgate import plotting
 from ctgate.experiments import heldout
 from ctgate.experiments.checks import TorchAgreement, compare_with_torch, discrete_limit
+from ctgate.experiments.coupling import AFTER, BEFORE, coupling
 from ctgate.experiments.forecast import PRESETS, TRAINING_ALGORITHM, Forecaster, Preset, train
 from ctgate.experiments.report_text import console_table, markdown
 from ctgate.integrators.recorder import Stats
@@ -172,7 +172,7 @@ def _run(job: _Job, begun: float) -> int:
         return FAILED
 
     results = heldout.evaluate(model, sample, dates)
-    inputs, change = _check_window(sample, job.preset.window)
+    inputs, change = sample.window(job.preset.window)
     agreement = compare_with_torch(model, inputs, change, entries=job.preset.entries, generator=for_checks)
     tree = xr.DataTree.from_dict(
         {
@@ -180,23 +180,14 @@ def _run(job: _Job, begun: float) -> int:
             "/training": _training_dataset(result),
             "/forecast": results.forecast,
             "/gates": results.gates,
-            "/time_constants": heldout.spectrum(
-                {"before training": untrained, "after training": model}, sample
-            ),
+            "/time_constants": heldout.spectrum({BEFORE: untrained, AFTER: model}, sample),
+            **coupling(untrained, model, sample, job.preset),
             "/discrete_limit": discrete_limit(model, inputs, job.preset.refinements),
             "/checks": _checks_dataset(agreement, result, results.stats),
         }
     )
     _write(job, tree, time.perf_counter() - begun)
     return FINISHED
-
-
-def _check_window(sample: heldout.Sample, length: int) -> tuple[Tensor, Tensor]:
-    """The first held-out weeks of the test samples: inputs and target."""
-    task = sample.task
-    histories = task.histories(sample.test, sample.scales)
-    inputs = sample.test_inputs(task.split)[:length]
-    return inputs, histories.change[task.split : task.split + length]
 
 
 def _how_to_go_on(job: _Job) -> str:
@@ -212,6 +203,9 @@ def _write(job: _Job, tree: xr.DataTree, seconds: float) -> None:
         "forecast.png": plotting.plot_forecast(tree["forecast"].to_dataset(), COLOURS),
         "gates.png": plotting.plot_gates(tree["gates"].to_dataset()),
         "time_constants.png": plotting.plot_time_constants(tree["time_constants"].to_dataset()),
+        "coupling.png": plotting.plot_coupling(
+            *(tree[name].to_dataset() for name in ("effective_rates", "gradient_by_lag", "adjoint"))
+        ),
         "discrete_limit.png": plotting.plot_discrete_limit(tree["discrete_limit"].to_dataset()),
     }
     for name, figure in figures.items():

@@ -2,7 +2,7 @@
 
 import xarray as xr
 
-from ctgate.experiments import heldout
+from ctgate.experiments import coupling_text, heldout
 
 _SOLVER = type(heldout.EVALUATION_ALGORITHM).__name__
 _MODELS = {
@@ -62,6 +62,10 @@ the same weeks, and the two gates of the slowest and of the fastest unit.
 Before training the medians lie between {before_low:.1f} and {before_high:.1f} weeks, after it between
 {after_low:.1f} and {after_high:.1f}.
 
+![States and parameters, coupled](coupling.png)
+
+{coupling}
+
 ![The discrete limit](discrete_limit.png)
 
 **The discrete limit.** The root mean square difference between the states of `Euler(dt)` and of the flow, for
@@ -111,14 +115,16 @@ def console_table(tree: xr.DataTree) -> str:
             "order at which Euler(dt) approaches the flow",
             f"{float(_part(tree, 'discrete_limit')['slope']):.3f}",
         ),
+        *coupling_text.rows(*_coupled(tree)),
     ]
     first, last = forecast["year"].to_numpy()[[0, -1]].tolist()
     title = (
         f"CO2 at Mauna Loa, {forecast.attrs['horizon_weeks']} weeks ahead, {first} to {last}, "
         f"{forecast.attrs['test_points']:,} forecasts"
     )
-    width = max(len(name) for name, _ in lines)
-    return "\n".join([title, "-" * (width + 12), *(f"{name:<{width}}  {value:>10}" for name, value in lines)])
+    left, right = (max(len(line[side]) for line in lines) for side in (0, 1))
+    rule = "-" * (left + 2 + right)
+    return "\n".join([title, rule, *(f"{name:<{left}}  {value:>{right}}" for name, value in lines)])
 
 
 def markdown(tree: xr.DataTree, table: str) -> str:
@@ -152,6 +158,7 @@ def markdown(tree: xr.DataTree, table: str) -> str:
         before_high=float(before.max()),
         after_low=float(after.min()),
         after_high=float(after.max()),
+        coupling=coupling_text.paragraphs(*_coupled(tree), after),
         slope=float(limit["slope"]),
         heldout_evaluations=float(_part(tree, "checks")["evaluations_heldout"]),
         limit_reference=limit.attrs["reference"],
@@ -163,6 +170,10 @@ def markdown(tree: xr.DataTree, table: str) -> str:
 
 def _part(tree: xr.DataTree, name: str) -> xr.Dataset:
     return tree.children[name].to_dataset()
+
+
+def _coupled(tree: xr.DataTree) -> tuple[xr.Dataset, xr.Dataset, xr.Dataset]:
+    return _part(tree, "effective_rates"), _part(tree, "gradient_by_lag"), _part(tree, "adjoint")
 
 
 def _errors(forecast: xr.Dataset) -> dict[str, float]:

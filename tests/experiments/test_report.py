@@ -23,6 +23,7 @@ FILES = {
     "forecast.png",
     "gates.png",
     "time_constants.png",
+    "coupling.png",
     "discrete_limit.png",
 }
 
@@ -159,6 +160,38 @@ def test_a_time_constant_is_tau_over_one_minus_z(tree: xr.DataTree) -> None:
     spread = tree["time_constants"]["time_constant"]
     assert (spread.diff("quantile") >= 0).all()
     assert abs(spread.sel(stage="before training") - spread.sel(stage="after training")).max() > 0.01
+
+
+def test_the_coupling_of_this_run(folder: Path, tree: xr.DataTree) -> None:
+    """Its groups agree with one another, and its table and text say their numbers."""
+    rates, gradient, adjoint = (tree[name] for name in ("effective_rates", "gradient_by_lag", "adjoint"))
+    for part in (rates, gradient, adjoint):
+        assert part["stage"].to_numpy().tolist() == tree["time_constants"]["stage"].to_numpy().tolist()
+        assert part.attrs["samples"] == 2
+    assert np.allclose(rates["envelope"].sel(lag=0), 1.0, rtol=1e-12)
+    assert rates["lag"].attrs["units"] == "weeks"
+    assert float(rates["lag"][-1]) == PRESETS["quick"].warmup
+    # A gate's rate is at most 1 / tau.
+    assert (rates["envelope"].sel(order="leak") >= np.exp(-rates["lag"]) * (1 - 1e-9)).all()
+    for stage in range(2):
+        share = gradient["share"].to_numpy()[stage]
+        assert share.sum() == pytest.approx(1.0, rel=1e-12)
+        held_up_to = [
+            last for last, total in zip(gradient["last_lag"], share.cumsum(), strict=True) if total >= 0.9
+        ]
+        assert float(gradient["reach"][stage]) == float(held_up_to[0])
+        assert float(gradient["autograd_difference"][stage]) < 1e-3
+    assert np.allclose(adjoint["relative_norm"].isel(time=-1), 1.0)
+    text = (folder / "report.md").read_text()
+    after = rates["envelope"].sel(stage="after training", lag=6.0)
+    values = ", ".join(f"{float(after.sel(order=order)):.2g}" for order in ("leak", "first", "exact"))
+    assert f"effective rates at lag 6, after training: gates, first order, exact  {values:>20}".split() == [
+        word
+        for line in text.splitlines()
+        if line.startswith("effective rates at lag 6, after")
+        for word in line.split()
+    ]
+    assert f"within {float(gradient['reach'][1]):g} weeks after it" in " ".join(text.split())
 
 
 def test_a_checkpoint_of_another_run_is_refused(folder: Path) -> None:
