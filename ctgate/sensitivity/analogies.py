@@ -169,13 +169,12 @@ def _retentions(gates: Solution | Tensor) -> Retentions:
         check_solution(gates, "a gate sequence")
         discrete = isinstance(gates.alg, Euler)
         kept = torch.cat([piece.leak for piece in steps_in_pieces(gates)])
-        size = kept.shape[-1]
         nodes = nodes_of(gates)
         ages = nodes[-1:] - nodes[:-1]
         if discrete and ages.ndim == 1:
             ages = torch.arange(len(kept), 0, -1, device=kept.device)
-        ages = ages if ages.ndim == 1 else ages.reshape(len(ages), -1)
-        return Retentions(kept.reshape(len(kept), -1, size), ages, discrete, attributes(gates))
+        ages = ages if ages.ndim == 1 else ages.flatten(1)
+        return Retentions(_flat(kept), ages, discrete, attributes(gates))
     if not isinstance(gates, Tensor):
         raise TypeError(f"gates is {type(gates).__name__}; it must be a ct.Solution or a tensor of gates")
     if gates.ndim < 2 or not gates.is_floating_point():
@@ -190,8 +189,12 @@ def _retentions(gates: Solution | Tensor) -> Retentions:
         )
     steps = torch.arange(len(gates), 0, -1, device=gates.device)
     described = {"ctgate_version": __version__, "algorithm": "gates as given", "dtype": _name(gates.dtype)}
-    kept = (1.0 - gates.detach()).reshape(len(gates), -1, gates.shape[-1])
-    return Retentions(kept, steps, True, described)
+    return Retentions(_flat(1.0 - gates.detach()), steps, True, described)
+
+
+def _flat(kept: Tensor) -> Tensor:
+    """(step, *batch, unit) with the batch as one dimension."""
+    return kept.reshape(len(kept), kept.shape[1:-1].numel(), kept.shape[-1])
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -85,7 +85,9 @@ class GradientFlow(VectorField):
         with torch.enable_grad():
             theta = h.detach().requires_grad_()
             value = self.judge(theta)[1]
-            (slope,) = torch.autograd.grad(value, theta)
+            if not value.requires_grad:  # The loss sees nothing of the parameters.
+                return torch.zeros_like(h), torch.zeros_like(h)
+            (slope,) = torch.autograd.grad(value, theta, materialize_grads=True)
         return torch.zeros_like(h), -self.eta * slope
 
 

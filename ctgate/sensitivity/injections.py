@@ -54,6 +54,8 @@ def injections(sol: Solution, loss: Loss) -> Injections:
 
             add(t.squeeze(-1) if t.ndim else t, loss.slope(share, h.detach(), sol.output_slice).state)
     batch = sol.hs.shape[1:-1]
+    if not times:  # A running cost where no sample takes a step.
+        return Injections(sol.ts.new_empty(0), sol.hs.new_empty(0, *sol.hs.shape[1:]))
     own = any(t.ndim for t in times)
     return Injections(torch.stack([t.expand(batch) if own else t for t in times]), torch.stack(slopes))
 

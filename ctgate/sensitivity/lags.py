@@ -101,8 +101,9 @@ def lag_edges(lags: Lags | None, longest: float, discrete: bool) -> Tensor:
     """
     if lags is None:
         if discrete:
-            return torch.arange(int(longest) + 1)
-        return torch.linspace(0.0, longest, _BINS + 1, dtype=torch.float64)[:-1]
+            return torch.arange(max(int(longest), 0) + 1)
+        bins = _BINS if longest > 0.0 else 1
+        return torch.linspace(0.0, longest, bins + 1, dtype=torch.float64)[:-1]
     edges = check_lags(lags, discrete, "gradient_by_lag")
     if edges[0] != 0:
         raise ValueError(

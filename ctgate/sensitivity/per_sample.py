@@ -157,7 +157,11 @@ def _check(prob: object, loss: object, alg: object) -> None:
 
 def _by_copies(total: Tensor, copies: Rows, readout: nn.Module | None) -> tuple[Rows, Rows]:
     seen = {} if readout is None else dict(readout.named_parameters())
-    rows = torch.autograd.grad(total, [*copies.values(), *seen.values()], materialize_grads=True)
+    leaves = [*copies.values(), *seen.values()]
+    if not total.requires_grad:  # The loss sees nothing of them.
+        rows = tuple(map(torch.zeros_like, leaves))
+    else:
+        rows = torch.autograd.grad(total, leaves, materialize_grads=True)
     count = len(copies)
     return dict(zip(copies, rows[:count], strict=True)), dict(zip(seen, rows[count:], strict=True))
 

@@ -96,6 +96,10 @@ def segments_between(sol: Solution, starts: Tensor, stops: Tensor, strength: flo
 
 def check_solution(sol: Solution, what: str) -> None:
     """Raise where transport cannot be computed along a solution."""
+    if not isinstance(sol, Solution):
+        raise TypeError(f"{what}: sol is {type(sol).__name__}; it must be a ct.Solution")
+    if sol.hs.shape[1:].numel() == 0:
+        raise ValueError(f"{what}: this solution has no samples, its states are {tuple(sol.hs.shape)}")
     if sol.prob is None:
         raise RuntimeError(f"{what}: this solution was loaded from a file, without its problem; solve again")
     if isinstance(sol.dense, str):

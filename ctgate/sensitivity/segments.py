@@ -7,12 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ctgate.algorithms import Euler
-from ctgate.controls.times import rounding_of
 from ctgate.dense import Dense, arguments, take_nodes
 from ctgate.fields import Jacobian
-from ctgate.integrators.grid import time_resolution
 from ctgate.problem import ODEProblem
+from ctgate.sensitivity.steps import step_lengths
 from ctgate.solution import Solution
 
 # Numbers in one tensor of matrices at a time: bounds what the derivatives of a field allocate.
@@ -71,7 +69,7 @@ def over(part: Callable[[Tensor, Tensor], Segment], starts: Tensor, stops: Tenso
     matrix = h0.numel() * h0.shape[-1]
     group = max(1, _BUDGET // max(m * matrix, 1))
     total = standing(h0, m)
-    for begin in range(0, k, group):
+    for begin in range(0, k if m else 0, group):
         start, stop = (edge[begin : begin + group].flatten(0, 1) for edge in (starts, stops))
         moving = (stop > start).reshape(len(start), -1).any(-1).nonzero().squeeze(-1)
         segments = standing(h0, len(start))
@@ -98,16 +96,10 @@ def steps_of_map(sol: Solution, starts: Tensor, stops: Tensor, strength: float) 
     .. math:: J_k = 1 + \Delta_k A(t_k, h_k), \qquad h_k\ \text{the state before the step} .
     """
     assert sol.prob is not None
-    assert isinstance(sol.alg, Euler)
     assert not isinstance(sol.dense, str)
-    prob, dt, nodes = sol.prob, sol.alg.dt, sol.dense.nodes.detach()
+    prob, nodes = sol.prob, sol.dense.nodes.detach()
     states = sol.dense.hs.detach() if isinstance(sol.dense, Dense) else sol(nodes)
-    nodes, starts, stops = alike(prob.h0, nodes, starts, stops)
-    sizes = nodes.diff(dim=0)
-    # As the solver has it: a step within rounding of dt is dt.
-    reach = torch.maximum(nodes[:-1].abs(), nodes[1:].abs()).clamp(min=dt)
-    slack = rounding_of(reach, time_resolution(prob.control)).clamp(max=1e-3 * dt)
-    sizes = torch.where((sizes - dt).abs() <= slack, dt, sizes)
+    nodes, sizes, starts, stops = alike(prob.h0, nodes, step_lengths(sol), starts, stops)
 
     def part(begin: Tensor, end: Tensor) -> Segment:
         step = begin.clamp(max=len(sizes) - 1)

@@ -186,7 +186,8 @@ def _quadrature(sol: Solution) -> tuple[Tensor, Tensor]:
     # The solver's steps suit the state; one at rest may have a step far beyond its time constants.
     ends = torch.maximum(norm[1:], norm[:-1]).to(sizes)
     reach = ends * sizes.reshape(*sizes.shape, *(1,) * (ends.ndim - sizes.ndim)) / _REACH
-    pieces = reach.reshape(len(sizes), -1).amax(-1).ceil().clamp(min=1.0).to(torch.int64)
+    samples = sol.hs[0, ..., 0].numel()
+    pieces = reach.reshape(len(sizes), samples).amax(-1).ceil().clamp(min=1.0).to(torch.int64)
     which = torch.arange(len(pieces), device=nodes.device).repeat_interleave(pieces)
     shape = (-1, *(1,) * (nodes.ndim - 1))
     within = torch.arange(len(which), device=nodes.device) - (pieces.cumsum(0) - pieces)[which]

@@ -314,6 +314,18 @@ def test_the_mean_rate_is_that_of_the_input_inside_each_step(alg):
     assert np.allclose(data["rate"][0], 0.5, rtol=1e-13)
 
 
+def test_a_loss_that_sees_no_parameter_moves_none():
+    data = ct.coupled_flow(
+        switched(),
+        ct.Loss(terminal=lambda h: h.detach().sum(-1)),
+        0.1,
+        mode="epochs",
+        alg=ct.Euler(1.0),
+        epochs=1,
+    )
+    assert np.all(data["displacement_norm"] == 0.0)
+
+
 def test_lags_that_are_too_long_are_known_before_anything_is_learned():
     calls = {"count": 0}
 

@@ -343,6 +343,19 @@ def test_any_batch_single_precision_and_labels(shape):
         assert float(data.reach) in data.last_lag.values
 
 
+@pytest.mark.parametrize("alg", [ct.Euler(0.5), ct.Dopri5()])
+def test_samples_that_stand_still_have_no_gradient(alg):
+    still = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    sol = ct.solve(ct.remake(flow_problem(), tspan=(still, still.clone())), alg)
+    for loss in (FLOW_LOSS, ct.Loss(running=lambda t, h: h.sum(-1))):
+        loss = ct.Loss(terminal=loss.terminal, running=loss.running)
+        data = ct.gradient_by_lag(sol, loss)
+        assert np.all(data.total_norm.values == 0.0)
+        assert data.lag.values.tolist() == [0]
+    assert float(ct.gramian(sol).abs().max()) == 0.0
+    assert ct.equivalent_momentum(sol).sizes["step"] == 0
+
+
 def test_a_loss_without_slope_has_no_reach():
     _, _, sol = solved("gru")
     data = ct.gradient_by_lag(sol, ct.Loss(terminal=lambda h: 0.0 * h.sum(-1)))
@@ -377,6 +390,15 @@ def test_refuses_what_is_no_loss_no_parameters_or_not_kept(tmp_path):
         split(sol, torch.sum)
     with pytest.raises(TypeError, match=r"ct\.Solution"):
         split(sol.prob, loss)
+    calls = {
+        ct.gramian: (), ct.transition: (1.0, 0.0), ct.sensitivity_profile: ([0],), ct.preconditioner: ([0],),
+    }  # fmt: skip
+    for other, arguments in calls.items():
+        with pytest.raises(TypeError, match=f"{other.__name__}: sol is NoneType"):
+            unchecked(other)(None, *arguments)
+    nobody = ct.ODEProblem(ct.Leaky(0, 2), torch.zeros(0, 2), (0.0, 1.0))
+    with pytest.raises(ValueError, match="has no samples"):
+        ct.gradient_by_lag(ct.solve(nobody, ct.Euler(0.5)), loss)
     bare = ct.ODEProblem(ct.Field(lambda t, h, u: -h), torch.ones(2), (0.0, 1.0))
     with pytest.raises(ValueError, match="no parameters"):
         ct.gradient_by_lag(ct.solve(bare, ct.Euler(0.5)), loss)
