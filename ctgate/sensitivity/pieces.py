@@ -21,7 +21,7 @@ def steps_in_pieces(sol: Solution) -> Iterator[Propagators]:
 
 
 def in_pieces(sol: Solution, edges: Tensor) -> Iterator[Propagators]:
-    """Transport between ``edges``, as those of :func:`ctgate.sensitivity.propagators.propagators`."""
+    """Transport between ``edges``: ends of intervals as :func:`propagators` takes them."""
     length = max(1, _NUMBERS // max(1, sol.hs[0].numel() * sol.hs.shape[-1]))
     for first in range(0, max(1, len(edges) - 1), length):
         yield propagators(sol, edges[first : first + length + 1])

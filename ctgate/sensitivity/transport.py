@@ -37,8 +37,8 @@ def transition(sol: Solution, t: Time, s: Time) -> Float[Tensor, "*batch state s
 
     For a solution by ``Euler``, which is the map :math:`h_{k+1} = h_k + \Delta_k f(h_k, u_k)`, it is the
     product of the steps' Jacobians :math:`J_k = 1 + \Delta_k A_k` at the state before each step, later ones
-    on the left; for every other algorithm it is that of the flow along ``sol(t)``, to the tolerance of
-    :func:`ctgate.sensitivity.propagators.propagators`. An LSTM's is that of cell and hidden state together.
+    on the left; for every other algorithm it is that of the flow along ``sol(t)``, to a hundredth of its rtol
+    (1e-8 where it has none). An LSTM's is that of cell and hidden state together.
 
     Parameters:
         t, s: times [units of tau], ``t >= s``, inside the solution: numbers, or one per sample ``(*batch)``.
