@@ -314,6 +314,45 @@ def test_a_solve_leaves_nothing_behind(sensealg: object, backward: bool) -> None
 
 
 @pytest.mark.parametrize("sensealg", CONTINUOUS)
+def test_a_loss_times_a_constant_takes_the_same_steps(sensealg: object) -> None:
+    case = Case("GRU", "held")
+    found = []
+    for factor in (1.0, 2.0**-40):
+        sol = ct.solve(case.problem(), ct.Dopri5(), saveat=[0.3, 0.8], sensealg=sensealg)
+        grads = torch.autograd.grad(factor * sol.hs.square().sum(), case.wanted)
+        found.append(([part / factor for part in grads], sol.stats.evaluations_backward))
+    assert found[0][1] == found[1][1]
+    assert apart(found[1][0], found[0][0]) < 1e-12
+
+
+def test_parameters_have_a_part_in_the_steps_of_one_adjoint_only() -> None:
+    """A parameter whose integrand is large and fast."""
+
+    class Shaken(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+
+        def forward(self, t: float | Tensor, h: Tensor, u: object) -> Tensor:
+            time = torch.as_tensor(t, dtype=torch.float64)
+            return -h + 1e3 * self.w * torch.sin(30.0 * time)
+
+    fn = Shaken()
+    h0 = torch.ones(2, 1, dtype=torch.float64, requires_grad=True)
+    counts = {}
+    for kind in CONTINUOUS:
+        for wanted in (True, False):
+            fn.w.requires_grad_(wanted)
+            prob = ct.ODEProblem(ct.Field(fn), h0, (0.0, 2.0))
+            sol = ct.solve(prob, ct.Dopri5(), saveat=[2.0], sensealg=kind)
+            sol.hs.sum().backward()
+            counts[type(kind).__name__, wanted] = sol.stats.evaluations_backward
+    assert counts["GaussAdjoint", True] == counts["GaussAdjoint", False]
+    assert counts["InterpolatingAdjoint", False] == counts["GaussAdjoint", False]
+    assert counts["InterpolatingAdjoint", True] > 2 * counts["GaussAdjoint", True]
+
+
+@pytest.mark.parametrize("sensealg", CONTINUOUS)
 def test_the_backward_pass_is_counted(sensealg: object) -> None:
     case = Case("GRU", "held")
     sol = ct.solve(case.problem(), ct.Dopri5(), sensealg=sensealg)
