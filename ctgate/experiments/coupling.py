@@ -11,10 +11,11 @@ from torch import Tensor
 import ctgate as ct
 from ctgate.experiments.forecast import Forecaster, Preset, held
 from ctgate.experiments.heldout import EVALUATION_ALGORITHM, Sample
+from ctgate.sensitivity.arguments import Order
 
-TOLERANCES = {"rtol": 1e-4, "atol": 1e-6}
+RTOL, ATOL = 1e-4, 1e-6
 ADJOINT_FLOOR = 1e-10
-ORDERS = ("leak", "first", "exact")
+ORDERS: tuple[Order, ...] = ("leak", "first", "exact")
 PREDICTING = ("leak", "first")
 # Samples of the held-out weeks, and weeks between the times at which errors arise in the envelope.
 SAMPLES = 3
@@ -62,7 +63,13 @@ def coupling(
 def _of_stage(model: Forecaster, inputs: Tensor, change: Tensor, warmup: int) -> dict[str, xr.Dataset]:
     weeks = [float(week) for week in range(len(inputs))]
     sol = ct.solve(
-        model.problem(inputs), EVALUATION_ALGORITHM, saveat=weeks, **TOLERANCES, dense=True, throw=True
+        model.problem(inputs),
+        EVALUATION_ALGORITHM,
+        saveat=weeks,
+        rtol=RTOL,
+        atol=ATOL,
+        dense=True,
+        throw=True,
     )
     seen, target = held(inputs).to(sol.hs), change.to(sol.hs)
 

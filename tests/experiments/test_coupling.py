@@ -11,7 +11,7 @@ import xarray as xr
 
 import ctgate as ct
 from ctgate.experiments import coupling_text, heldout
-from ctgate.experiments.coupling import AFTER, BEFORE, coupling
+from ctgate.experiments.coupling import AFTER, BEFORE, SPACING, coupling
 from ctgate.experiments.forecast import PRESETS, Forecaster, held
 from ctgate.tasks import co2
 
@@ -81,6 +81,29 @@ def test_a_flow_that_only_forgets() -> None:
     table = dict(coupling_text.rows(*found.values()))
     assert table["time scale of the exact rates [weeks], before and after"] == "2.0, 5.0"
     assert table["gradient by lag, mean cosine: by gates, by first order"] == "1.00, 1.00"
+
+
+def test_the_gates_alone_against_a_quadrature_of_their_rate() -> None:
+    """exp of minus the integral of (1 - z) / tau, from states on a fine grid; every other order differs."""
+    given, model = sample(), forecaster(6)
+    fine = 32
+    inputs = given.window(PRESET.window)[0]
+    grid = torch.arange(LAST * fine + 1, dtype=torch.float64) / fine
+    drive = held(inputs)[(torch.arange(LAST * fine + 1) // fine).clamp(max=LAST)]
+    with torch.no_grad():
+        sol = ct.solve(model.problem(inputs), ct.Dopri5(), saveat=grid, rtol=1e-9, atol=1e-11)
+        after = 1.0 / model.field.time_constants(0.0, sol.hs, drive)
+        # The input jumps at the end of a week; what is held until then is that of the row before.
+        before = 1.0 / model.field.time_constants(0.0, sol.hs[1:], drive[:-1])
+    weekly = (0.5 * (after[:-1] + before) / fine).unflatten(0, (LAST, fine)).sum(1)
+    total = torch.cat([torch.zeros_like(weekly[:1]), weekly.cumsum(0)])
+    times = torch.arange(PRESET.warmup, PRESET.window, SPACING)
+    expected = [float((total[times - lag] - total[times]).exp().mean()) for lag in range(PRESET.warmup + 1)]
+    envelope = coupling(forecaster(7), model, given, PRESET)["effective_rates"]["envelope"].sel(stage=AFTER)
+    np.testing.assert_allclose(envelope.sel(order="leak"), expected, rtol=2e-3)
+    for order in ("first", "exact"):
+        assert abs(envelope.sel(order=order) / expected - 1.0).max() > 0.02
+    assert abs(envelope.sel(order="exact") / envelope.sel(order="first") - 1.0).max() > 1e-3
 
 
 def test_it_is_the_loss_of_the_training_through_the_trained_readout(monkeypatch: pytest.MonkeyPatch) -> None:
