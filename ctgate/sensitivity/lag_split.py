@@ -10,14 +10,17 @@ from ctgate.sensitivity.along import Along, linearize
 from ctgate.sensitivity.injections import Injections, at_nodes
 from ctgate.sensitivity.lanes import ADJOINT, Stretch, carry, read, start, steps_of, stretch_between
 from ctgate.sensitivity.propagators import nodes_of
+from ctgate.sensitivity.resolution import resolved
 from ctgate.sensitivity.steps import step_sizes
 from ctgate.solution import Solution
 
 Parts = dict[str, Tensor]
 # Numbers in one tensor of matrices.
 _BUDGET = 2**21
-# Exact for polynomials of degree 7 on each stretch.
+# Gauss-Legendre points on a stretch whose length times the norm of A is at most so much: the error of the
+# integral of exp(A s) is then 1e-9 of it.
 _POINTS = 4
+_REACH = 1.0
 
 
 def split_map(
@@ -87,8 +90,9 @@ def split_flow(sol: Solution, given: Injections, edges: Tensor, lanes: Sequence[
     r"""Bin by bin and lane by lane :math:`\sum_i \int B(s)^\top v_i(s)\,ds`, ``(entry,)``, over those s whose
     lag t_i - s lies in the bin, with v_i what the lane carries of :math:`\delta_i` from t_i back to s.
 
-    Time is cut at accepted steps and wherever any t_i crosses into another bin, so that on each stretch every
-    integrand is smooth and belongs to one bin; there Gauss-Legendre quadrature is taken.
+    Time is cut at accepted steps, between them where the transport needs it, and wherever any t_i crosses
+    into another bin, so that on each stretch every integrand is smooth and belongs to one bin; there
+    Gauss-Legendre quadrature is taken.
     """
     assert sol.prob is not None
     count = sum(tensor.numel() for tensor in sol.prob.named_parameters().values())
@@ -132,7 +136,7 @@ def split_flow(sol: Solution, given: Injections, edges: Tensor, lanes: Sequence[
 def _cuts(sol: Solution, times: Tensor, edges: Tensor) -> tuple[Tensor, Tensor]:
     """When the loss acts, and the ends of all stretches, increasing: (cut,), or (cut, *batch) with some of no
     length."""
-    nodes = nodes_of(sol)
+    nodes = resolved(sol, _REACH)
     batch = sol.hs.shape[1:-1]
     low, high = nodes[0], nodes[-1]
     own = nodes.ndim > 1 or times.ndim > 1

@@ -13,7 +13,8 @@ from ctgate.algorithms import Euler
 from ctgate.controls.times import FLOAT64_EPS, rounding_of
 from ctgate.dense import take_nodes
 from ctgate.sensitivity.propagators import nodes_of, segments_between, times_inside
-from ctgate.sensitivity.segments import Segment, alike, jacobians, join, standing
+from ctgate.sensitivity.resolution import speeds
+from ctgate.sensitivity.segments import Segment, alike, join, standing
 from ctgate.sensitivity.transport import node_numbers
 from ctgate.solution import Solution
 
@@ -119,11 +120,8 @@ def _of_flow(sol: Solution, lags: Tensor, clock: Clock) -> Iterator[Lagged]:
 def _short_enough(sol: Solution, lags: Tensor) -> Tensor:
     """The lags and as many between them as keep the transport from one to the next inside the range of the
     dtype: it grows or shrinks by exp of the norm of A times the difference at most."""
-    assert sol.prob is not None
-    nodes = nodes_of(sol)
-    jacobian = jacobians(sol.prob, nodes, sol(nodes))
-    norm = (jacobian.leak.abs() + jacobian.coupling.abs().sum(-1)).nan_to_num().max()
-    longest = 0.5 * math.log(torch.finfo(sol.hs.dtype).max) / max(float(norm), 1e-300)
+    norm = float(speeds(sol).nan_to_num().max())
+    longest = 0.5 * math.log(torch.finfo(sol.hs.dtype).max) / max(norm, 1e-300)
     edges = [0.0, *lags.tolist()]
     pieces = []
     for left, right in pairwise(edges):

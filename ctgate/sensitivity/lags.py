@@ -43,8 +43,10 @@ def gradient_by_lag(
 
     A solution by ``Euler`` is a map, and the lag counts the steps between the one whose parameters are used
     and the one that produced :math:`h_t`: at lag 0 they are the same. Any other is a flow: the lag is t - s,
-    the sum over s an integral, taken by Gauss-Legendre quadrature with 4 points between accepted steps and
-    edges of bins. Running costs enter as the quadrature of :class:`ctgate.Loss`.
+    the sum over s an integral, taken by Gauss-Legendre quadrature with 4 points between accepted steps, edges
+    of bins and what resolves the fastest time constant. Running costs enter as the quadrature of
+    :class:`ctgate.Loss`, each point of it as a time t of its own: the cost of a flow grows with the square of
+    their number.
 
     Beside the gradient stands what effective learning rates make of it: each order of
     :math:`\mu = \mathrm{diag}\,\Phi` predicts :math:`\sum_t B_s^\top \mathrm{diag}(\mu)\,\delta_t`. See

@@ -13,8 +13,9 @@ from ctgate.problem import ODEProblem
 from ctgate.sensitivity.forward import sensitivity
 from ctgate.sensitivity.labels import attributes
 from ctgate.sensitivity.pieces import in_pieces
-from ctgate.sensitivity.propagators import check_solution, nodes_of
-from ctgate.sensitivity.segments import column, jacobians
+from ctgate.sensitivity.propagators import check_solution
+from ctgate.sensitivity.resolution import resolved
+from ctgate.sensitivity.segments import column
 from ctgate.sensitivity.spectra import anisotropy
 from ctgate.sensitivity.steps import step_sizes
 from ctgate.solution import Solution
@@ -178,25 +179,9 @@ def gramian(sol: Solution, order: Literal["leak", "exact"] = "exact") -> Float[T
 
 def _quadrature(sol: Solution) -> tuple[Tensor, Tensor]:
     """The points of a quadrature over the solution and its end, and the weights of the points."""
-    assert sol.prob is not None
-    nodes = nodes_of(sol)
-    jacobian = jacobians(sol.prob, nodes, sol(nodes))
-    norm = (jacobian.leak.abs() + jacobian.coupling.abs().sum(-1)).amax(-1)
-    sizes = nodes.diff(dim=0)
-    # The solver's steps suit the state; one at rest may have a step far beyond its time constants.
-    ends = torch.maximum(norm[1:], norm[:-1]).to(sizes)
-    reach = ends * sizes.reshape(*sizes.shape, *(1,) * (ends.ndim - sizes.ndim)) / _REACH
-    samples = sol.hs[0, ..., 0].numel()
-    pieces = reach.reshape(len(sizes), samples).amax(-1).ceil().clamp(min=1.0).to(torch.int64)
-    which = torch.arange(len(pieces), device=nodes.device).repeat_interleave(pieces)
-    shape = (-1, *(1,) * (nodes.ndim - 1))
-    within = torch.arange(len(which), device=nodes.device) - (pieces.cumsum(0) - pieces)[which]
-    count = pieces[which].to(torch.float64).reshape(shape)
-    size = sizes[which] / count
-    start = nodes[which] + within.reshape(shape) * size
+    edges = resolved(sol, _REACH)
+    shape = (1, -1, *(1,) * (edges.ndim - 1))
     place, share = np.polynomial.legendre.leggauss(_POINTS)
-    theta, portion = (
-        torch.from_numpy(0.5 * x).to(nodes.device).reshape(1, *shape) for x in (place + 1.0, share)
-    )
-    inside = (start.unsqueeze(1) + theta * size.unsqueeze(1)).flatten(0, 1)
-    return torch.cat([inside, nodes[-1:]]), (portion * size.unsqueeze(1)).flatten(0, 1)
+    theta, portion = (torch.from_numpy(0.5 * x).to(edges.device).reshape(shape) for x in (place + 1.0, share))
+    start, size = edges[:-1].unsqueeze(1), edges.diff(dim=0).unsqueeze(1)
+    return torch.cat([(start + theta * size).flatten(0, 1), edges[-1:]]), (portion * size).flatten(0, 1)

@@ -196,6 +196,21 @@ def test_the_sum_is_the_gradient_of_the_flow():
     assert np.isnan(data.cosine.values[:, -1]).all()
 
 
+@pytest.mark.parametrize("lags", [[0.0], [0.0, 0.7, 3.0], None])
+def test_at_rest_a_solver_steps_over_what_the_gradient_needs(lags):
+    r"""A leaky unit at rest, whose bias acts by :math:`\gamma e^{-\gamma\,lag}`, in steps of many 1 / rate."""
+    field = ct.Leaky(0, 1, alpha=0.8, dtype=torch.float64)
+    with torch.no_grad():
+        field.weight_hh.zero_()
+        field.bias.zero_()
+    sol = ct.solve(ct.ODEProblem(field, torch.zeros(1, dtype=torch.float64), (0.0, 200.0)), ct.Dopri5())
+    assert float(sol.ts.diff().max()) > 100.0
+    data = ct.gradient_by_lag(sol, ct.Loss(terminal=lambda h: h.sum()), lags, gradients=True)
+    edges = np.append(data.lag.values, 200.0)
+    found = data.gradient.sel(entry="bias[0]")
+    np.testing.assert_allclose(found, -np.diff(np.exp(-0.8 * edges)), rtol=0, atol=2e-9)
+
+
 def windowed(prob, stop, edges, cost):
     """The gradient of cost(h(stop)) by parameters that act in one window each: RK4 on steps that meet edges
     and knots, every window with a copy of the parameters."""
