@@ -150,7 +150,6 @@ class ReversePass:
 
     def _carry(self, path: Extension, a: Tensor, late: float | Tensor, early: float | Tensor) -> Tensor:
         """The adjoint from ``late`` back to ``early``."""
-        early = _settled(late, early)
         still = late <= early
         if bool(still.all()) if isinstance(still, Tensor) else still:
             return a
@@ -222,14 +221,6 @@ class ReversePass:
             if self.inputs:
                 for total, part in zip(self.result.inputs, pull.inputs(self.inputs), strict=True):
                     total += part
-
-
-def _settled(late: float | Tensor, early: float | Tensor) -> float | Tensor:
-    """``early``, or ``late`` where the two are one time but for rounding."""
-    if not isinstance(late, Tensor) and not isinstance(early, Tensor):
-        return late if late - early <= rounding_of(late, FLOAT64_EPS) else early
-    last, first = (torch.as_tensor(t, dtype=torch.float64) for t in (late, early))
-    return torch.where(last - first <= rounding_of(last, FLOAT64_EPS), last, first)
 
 
 def quadrature_of(
