@@ -1,6 +1,5 @@
 """A field linearized along a trajectory."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,18 +8,17 @@ from torch import Tensor
 from ctgate.dense import arguments
 from ctgate.kernels import Linearization
 from ctgate.problem import ODEProblem
-
-Blocks = dict[str, Tensor]
+from ctgate.sensitivity.blocks import Blocks
 
 
 @dataclass(frozen=True)
 class Along:
     """The field around states ``(time, *batch, state)``: in one piece where it can be evaluated so, else one
-    piece for each time."""
+    piece for each time. Its parameters follow each other in one vector, as ``blocks`` has them."""
 
     pieces: list[Linearization]
     together: bool
-    names: Sequence[str]
+    blocks: Blocks
 
     def vjp(self, a: Tensor) -> Tensor:
         """A^T a at every time, ``(time, *batch, state)``."""
@@ -29,20 +27,17 @@ class Along:
         return torch.stack([piece.vjp(row) for piece, row in zip(self.pieces, a, strict=True)])
 
     def parameter_vjp(self, a: Tensor) -> Tensor:
-        """B^T a summed over times and samples, all parameters one after the other, ``(entry,)``."""
-        if self.together:
-            return self._flat(self.pieces[0].parameter_vjp(a))
-        rows = [self._flat(piece.parameter_vjp(row)) for piece, row in zip(self.pieces, a, strict=True)]
-        return torch.stack(rows).sum(0)
+        """B^T a summed over times and samples, ``(entry,)``."""
+        rows = a.unsqueeze(0) if self.together else a
+        pairs = zip(self.pieces, rows, strict=True)
+        return torch.stack([self.blocks.pack(piece.parameter_vjp(row), a) for piece, row in pairs]).sum(0)
 
-    def parameter_jvp(self, direction: Blocks) -> Tensor:
-        """B v at every time, ``(time, *batch, state)``."""
+    def parameter_jvp(self, v: Tensor) -> Tensor:
+        """B v for v ``(entry,)`` at every time, ``(time, *batch, state)``."""
+        direction = self.blocks.unpack(v)
         if self.together:
             return self.pieces[0].parameter_jvp(direction)
         return torch.stack([piece.parameter_jvp(direction) for piece in self.pieces])
-
-    def _flat(self, blocks: Blocks) -> Tensor:
-        return torch.cat([blocks[name].reshape(-1) for name in self.names])
 
 
 def linearize(prob: ODEProblem, ts: Tensor, hs: Tensor) -> Along:
@@ -50,10 +45,4 @@ def linearize(prob: ODEProblem, ts: Tensor, hs: Tensor) -> Along:
     is its limit from the right."""
     whole, pieces = arguments(prob, ts, hs)
     rows = [prob.call("linearize", *piece) for piece in pieces]
-    return Along(rows, whole, list(prob.named_parameters()))
-
-
-def unflat(vector: Tensor, like: Mapping[str, Tensor]) -> Blocks:
-    """The parameters by name, in the order and shapes of ``like``."""
-    parts = torch.split(vector, [tensor.numel() for tensor in like.values()])
-    return {name: part.reshape(like[name].shape) for name, part in zip(like, parts, strict=True)}
+    return Along(rows, whole, Blocks.of(prob.named_parameters()))

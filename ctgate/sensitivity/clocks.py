@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ctgate.controls.times import rounding_of
 from ctgate.integrators.grid import time_resolution
-from ctgate.sensitivity.along import linearize, unflat
+from ctgate.sensitivity.along import linearize
 from ctgate.sensitivity.injections import at_nodes, injections
 from ctgate.sensitivity.lagged import shared_intervals
 from ctgate.sensitivity.lanes import carry, start, steps_of, stretch_of
@@ -89,7 +89,7 @@ class Clock(abc.ABC):
         square = total.square().sum()
         if float(square) == 0.0:
             return torch.full_like(parts, math.nan)
-        back = along.parameter_jvp(unflat(total, self.prob.named_parameters()))
+        back = along.parameter_jvp(total)
         return parts * torch.einsum("...rp,...p->...r", right, back) / square
 
     def _given(self, times: Times) -> Tensor:

@@ -36,9 +36,9 @@ def attributes(sol: Solution) -> dict[str, Any]:
 def time_coordinate(ts: Tensor) -> dict[str, Any]:
     """``time`` where it is shared ``(time,)``; the coordinate ``t`` (time, batch) of each sample else."""
     if ts.ndim == 1:
-        return {"time": ("time", array(ts), {"long_name": "time", "units": "units of tau"})}
-    label = {"long_name": "time of each sample", "units": "units of tau"}
-    return {"t": (("time", "batch"), array(ts).reshape(len(ts), -1), label)}
+        return {"time": ("time", array(ts), label("time", "units of tau"))}
+    own = label("time of each sample", "units of tau")
+    return {"t": (("time", "batch"), array(ts).reshape(len(ts), -1), own)}
 
 
 def parameter_coordinates(shapes: Shapes) -> dict[str, Any]:
@@ -50,8 +50,8 @@ def parameter_coordinates(shapes: Shapes) -> dict[str, Any]:
             entries.append(f"{name}[{','.join(map(str, place))}]" if place else name)
             blocks.append(name)
     return {
-        "entry": ("entry", entries, {"long_name": "entry of a parameter", "units": "1"}),
-        "block": ("entry", blocks, {"long_name": "parameter that the entry belongs to", "units": "1"}),
+        "entry": ("entry", entries, label("entry of a parameter", "1")),
+        "block": ("entry", blocks, label("parameter that the entry belongs to", "1")),
     }
 
 
@@ -60,19 +60,17 @@ def sensitivity_dataset(sol: Solution, derivatives: Mapping[str, Tensor]) -> xr.
     steps, size = len(sol.hs), sol.hs.shape[-1]
     batch = sol.hs.ndim - 1
     states = array(sol.hs).reshape(steps, -1, size)
-    variables: dict[str, Any] = {
-        "state": (("time", "batch", "unit"), states, {"long_name": "state h", "units": "1"})
-    }
+    variables: dict[str, Any] = {"state": (("time", "batch", "unit"), states, label("state h", "1"))}
     blocks = {name: value for name, value in derivatives.items() if name != "h0"}
     coordinates = time_coordinate(sol.ts)
     if blocks:
         rows = torch.cat([value.reshape(*sol.hs.shape, -1) for value in blocks.values()], -1)
-        label = {"long_name": "sensitivity dh/dtheta", "units": "1 / parameter"}
+        text = label("sensitivity dh/dtheta", "1 / parameter")
         values = array(rows).reshape(steps, -1, size, rows.shape[-1])
-        variables["sensitivity"] = (("time", "batch", "unit", "entry"), values, label)
+        variables["sensitivity"] = (("time", "batch", "unit", "entry"), values, text)
         coordinates |= parameter_coordinates({name: v.shape[batch + 1 :] for name, v in blocks.items()})
     if "h0" in derivatives:
-        label = {"long_name": "sensitivity dh/dh0 to the sample's own initial state", "units": "1"}
+        text = label("sensitivity dh/dh0 to the sample's own initial state", "1")
         values = array(derivatives["h0"]).reshape(steps, -1, size, size)
-        variables["initial_sensitivity"] = (("time", "batch", "unit", "initial_unit"), values, label)
+        variables["initial_sensitivity"] = (("time", "batch", "unit", "initial_unit"), values, text)
     return xr.Dataset(variables, coords=coordinates, attrs=attributes(sol))

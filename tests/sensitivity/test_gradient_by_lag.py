@@ -198,7 +198,7 @@ def test_the_sum_is_the_gradient_of_the_flow():
 
 @pytest.mark.parametrize("lags", [[0.0], [0.0, 0.7, 3.0], None])
 def test_at_rest_a_solver_steps_over_what_the_gradient_needs(lags):
-    r"""A leaky unit at rest, whose bias acts by :math:`\gamma e^{-\gamma\,lag}`, in steps of many 1 / rate."""
+    r"""A leaky unit at rest, whose bias acts by :math:`\gamma e^{-\gamma\,lag}`, in steps of many 1/rate."""
     field = ct.Leaky(0, 1, alpha=0.8, dtype=torch.float64)
     with torch.no_grad():
         field.weight_hh.zero_()
