@@ -164,7 +164,7 @@ def _by_lag(found: Retentions) -> tuple[Tensor, dict[str, Any]]:
     }
 
 
-def _retentions(gates: Solution | Tensor) -> Retentions:
+def _retentions(gates: object) -> Retentions:
     if isinstance(gates, Solution):
         check_solution(gates, "a gate sequence")
         discrete = isinstance(gates.alg, Euler)

@@ -95,9 +95,7 @@ def gradient_covariance(
     return _labelled(rows, moments, attributes)
 
 
-def _problem(
-    field: object, batch: object, alg: Algorithm | None, h0: Tensor | None
-) -> tuple[ODEProblem, Algorithm]:
+def _problem(field: object, batch: object, alg: Algorithm | None, h0: object) -> tuple[ODEProblem, Algorithm]:
     if not isinstance(field, VectorField):
         raise TypeError(
             f"gradient_covariance(field=...): field is {type(field).__name__}; it must be a ctgate field"
@@ -159,9 +157,7 @@ def _layers(field: VectorField) -> list[VectorField]:
     return [cell for layer in field.layers if isinstance(layer, VectorField) for cell in _layers(layer)]
 
 
-def _adam_diagonal(
-    rows: Rows, field: VectorField, loss: Loss, state: OptimizerState | None
-) -> tuple[Rows, str]:
+def _adam_diagonal(rows: Rows, field: VectorField, loss: Loss, state: object) -> tuple[Rows, str]:
     """Adam's v by parameter, and where it is from."""
     if state is None:
         return {name: row.square().mean(0) for name, row in rows.items()}, "mean of squares in this batch"

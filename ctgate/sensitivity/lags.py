@@ -115,13 +115,13 @@ def lag_edges(lags: Lags | None, longest: float, discrete: bool) -> Tensor:
     return edges
 
 
-def _check(sol: object, loss: object, orders: Sequence[str]) -> None:
+def _check(sol: object, loss: object, orders: object) -> None:
     if not isinstance(sol, Solution):
         raise TypeError(f"gradient_by_lag: sol is {type(sol).__name__}; it must be a ct.Solution")
     if not isinstance(loss, Loss):
         raise TypeError(f"gradient_by_lag: loss is {type(loss).__name__}; it must be a ct.Loss")
-    listed = isinstance(orders, Sequence) and not isinstance(orders, str)
-    if not listed or len(set(orders)) < len(orders) or not set(orders) <= set(ORDERS):
+    names = list(orders) if isinstance(orders, Sequence) and not isinstance(orders, str) else [orders]
+    if len(set(names)) < len(names) or not set(names) <= set(ORDERS):
         raise ValueError(
             f"gradient_by_lag: orders are {orders!r}; they must be some of {list(ORDERS)}, once each"
         )

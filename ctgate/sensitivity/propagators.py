@@ -94,7 +94,7 @@ def segments_between(sol: Solution, starts: Tensor, stops: Tensor, strength: flo
     return along(sol, starts, stops, strength)
 
 
-def check_solution(sol: Solution, what: str) -> None:
+def check_solution(sol: object, what: str) -> None:
     """Raise where transport cannot be computed along a solution."""
     if not isinstance(sol, Solution):
         raise TypeError(f"{what}: sol is {type(sol).__name__}; it must be a ct.Solution")

@@ -405,9 +405,7 @@ def test_refuses_what_is_no_loss_no_parameters_or_not_kept(tmp_path):
         split(sol, torch.sum)
     with pytest.raises(TypeError, match=r"ct\.Solution"):
         split(sol.prob, loss)
-    calls = {
-        ct.gramian: (), ct.transition: (1.0, 0.0), ct.sensitivity_profile: ([0],), ct.preconditioner: ([0],),
-    }  # fmt: skip
+    calls = {ct.gramian: (), ct.sensitivity_profile: ([0],), ct.preconditioner: ([0],)}
     for other, arguments in calls.items():
         with pytest.raises(TypeError, match=f"{other.__name__}: sol is NoneType"):
             unchecked(other)(None, *arguments)

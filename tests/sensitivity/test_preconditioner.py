@@ -402,7 +402,7 @@ def test_what_does_not_fit_is_named():
     with pytest.raises(ValueError, match="'bias' is list; it must be a tensor"):
         unchecked(adam_by_unit)(prob.field, {"bias": [1.0]})
     with pytest.raises(TypeError, match="second_moment is int"):
-        unchecked(preconditioner)(sol, [0], second_moment=3)
+        unchecked(adam_by_unit)(prob.field, 3)
     with pytest.raises(ValueError, match="no parameter in it belongs to a unit"):
         adam_by_unit(prob.field, {})
     with pytest.raises(TypeError, match="must be a single cell"):

@@ -393,7 +393,7 @@ def test_with_a_loss_times_are_its_own():
         ({"lags": [99]}, "longest lag"),
         ({"times": [1.5]}, "at the end of a step"),
         ({"times": [float("nan")]}, "times has nan"),
-        ({"times": [[4.0, 5.0], [6.0, 7.0]]}, r"times has shape \(2, 2\)"),
+        ({"times": torch.tensor([[4.0, 5.0], [6.0, 7.0]])}, r"times has shape \(2, 2\)"),
         ({"loss": ct.Loss(terminal=torch.sum)}, 'order="exact"'),
         ({"directions": -1}, "directions is -1"),
     ],
