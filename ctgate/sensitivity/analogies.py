@@ -122,7 +122,8 @@ def equivalent_adam(gates: Gates) -> "xr.Dataset":
 
     Returns: Dataset by ``lag``, ``batch``: ``scale`` (unit); ``second_moment`` (unit), with geometric mean
         1; ``schedule``, the geometric mean; ``anisotropy``, largest over smallest scale. 1 and nothing to
-        scale under a scalar gate; NaN where a unit retains nothing.
+        scale under a scalar gate. A unit that retains nothing, as the hidden state of a discrete LSTM, or
+        less than that, has NaN and is left out of the rest.
 
     Raises: as :func:`equivalent_schedule`.
 
@@ -132,15 +133,17 @@ def equivalent_adam(gates: Gates) -> "xr.Dataset":
 
     found = _retentions(gates)
     mu, coordinates = _by_lag(found)
-    # The logarithm of what is not positive is no number, and so is all that follows.
-    logs = torch.where(mu > 0.0, mu, torch.nan).log()
-    common = logs.mean(-1, keepdim=True)
-    scale = (logs - common).exp()
+    known = mu > 0.0
+    logs = torch.where(known, mu, 1.0).log()
+    common = logs.sum(-1, keepdim=True) / known.sum(-1, keepdim=True)
+    scale = torch.where(known, (logs - common).exp(), torch.nan)
+    largest, smallest = scale.nan_to_num(-torch.inf).amax(-1), scale.nan_to_num(torch.inf).amin(-1)
+    ratio = torch.where(known.any(-1), largest / smallest, torch.nan)
     values = {
         "scale": (_DIMS, scale, "step scale of a unit beside the common schedule"),
         "second_moment": (_DIMS, scale.square().reciprocal(), "second moment for which Adam scales alike"),
         "schedule": (_DIMS[:2], common.exp().squeeze(-1), "common schedule: geometric mean over units"),
-        "anisotropy": (_DIMS[:2], scale.amax(-1) / scale.amin(-1), "largest over smallest step scale"),
+        "anisotropy": (_DIMS[:2], ratio, "largest over smallest step scale"),
     }
     variables = {
         name: (dims, array(value), {"long_name": text, "units": "1"})

@@ -15,7 +15,7 @@ from ctgate.sensitivity.steps import step_sizes
 from ctgate.solution import Solution
 
 Parts = dict[str, Tensor]
-# Numbers in one tensor of matrices.
+# Numbers in one tensor of matrices, or of states that the field is linearized around at a time.
 _BUDGET = 2**21
 # Gauss-Legendre points on a stretch whose length times the norm of A is at most so much: the error of the
 # integral of exp(A s) is then 1e-9 of it.
@@ -40,6 +40,7 @@ def split_map(
     size = step_sizes(sol)
     steps = steps_of(sol, lanes) if set(lanes) - {ADJOINT} else None
     slopes = at_nodes(sol, nodes, given)[1:]
+    length = max(1, _BUDGET // max(1, hs[:1].numel()))
     entries = sum(tensor.numel() for tensor in sol.prob.named_parameters().values())
     # The steps from which something is under way, and what that is.
     rows = slopes.flatten(1).any(1).nonzero().squeeze(1)
@@ -67,8 +68,12 @@ def split_map(
             at = around(later)
             for lane, value in sums.items():
                 value[k] += through(lane, value[later], later, at)[0]
-        at = around(every)
-        return {lane: at.parameter_vjp(size[every] * read(lane, value)) for lane, value in sums.items()}
+        total = {lane: hs.new_zeros(entries) for lane in lanes}
+        for part in torch.split(every, length):
+            at = around(part)
+            for lane, value in sums.items():
+                total[lane] += at.parameter_vjp(size[part] * read(lane, value[part]))
+        return total
 
     lag = 0
     for high in edges[1:]:
@@ -76,10 +81,14 @@ def split_map(
         for _ in range(lag, min(high, count)):
             if not len(rows):
                 break
-            at = around(rows)
-            for lane, value in values.items():
-                total[lane] += at.parameter_vjp(size[rows] * read(lane, value))
-                values[lane] = through(lane, value, rows, at)[rows > 0]
+            moved: dict[str, list[Tensor]] = {lane: [] for lane in lanes}
+            for part in torch.split(torch.arange(len(rows), device=rows.device), length):
+                which = rows[part]
+                at = around(which)
+                for lane, value in values.items():
+                    total[lane] += at.parameter_vjp(size[which] * read(lane, value[part]))
+                    moved[lane].append(through(lane, value[part], which, at))
+            values = {lane: torch.cat(parts)[rows > 0] for lane, parts in moved.items()}
             rows = rows[rows > 0] - 1
         lag = high
         yield total

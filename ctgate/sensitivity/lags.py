@@ -58,7 +58,8 @@ def gradient_by_lag(
         lags: lower edges of bins, the first 0, increasing: whole steps of a map, times of a flow. Bin b holds
             lags from edge b up to the next, the last one all that is left. None is every step of a map, and
             20 equal bins of the longest span for a flow.
-        orders: some of "leak" (X_0, the gates alone), "first" (X_0 + X_1), "exact".
+        orders: some of "leak" (X_0, the gates alone), "first" (X_0 + X_1), "exact", for which a map keeps
+            the Jacobian of every step and sample.
         gradients: also return the gradient of each bin.
 
     Returns: a Dataset.

@@ -163,7 +163,25 @@ def test_a_scalar_gate_leaves_nothing_to_scale_and_a_shut_one_keeps_all():
     assert np.isinf(equivalent_momentum(shut)["horizon"]).all()
     open_ = equivalent_adam(torch.ones(3, 1, 2, dtype=F64))
     assert np.isnan(open_["scale"][1:]).all()
+    assert np.isnan(open_["anisotropy"][1:]).all()
     assert (open_["scale"][0] == 1.0).all()
+
+
+def test_units_that_retain_nothing_are_left_out():
+    """The hidden state of a discrete LSTM: its cells are scaled among themselves."""
+    field = ct.LSTM(2, UNITS, generator=torch.Generator().manual_seed(1), dtype=F64)
+    prob = problem()
+    sol = ct.solve(
+        ct.ODEProblem(field, torch.zeros(SAMPLES, 6, dtype=F64), prob.tspan, prob.control), ct.Euler(1.0)
+    )
+    data = equivalent_adam(sol)
+    kept = sol["forget"][STEPS - 2 : STEPS].detach().prod(0).numpy()
+    mean = np.exp(np.log(kept).mean(-1))
+    at = data.isel(lag=2)
+    np.testing.assert_allclose(at["scale"][:, :UNITS], kept / mean[:, None], rtol=1e-12)
+    assert np.isnan(at["scale"][:, UNITS:]).all()
+    np.testing.assert_allclose(at["schedule"], mean, rtol=1e-12)
+    np.testing.assert_allclose(at["anisotropy"], kept.max(-1) / kept.min(-1), rtol=1e-12)
 
 
 def test_samples_may_have_times_of_their_own():

@@ -1,6 +1,7 @@
 """The gradient by lag: against torch's .grad, and autograd with parameters of their own at each step."""
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from torch import nn
 from torch.func import functional_call
 
 import ctgate as ct
+from ctgate.sensitivity.lag_split import split_map
 from tests.typechecker import unchecked
 
 STEPS, BATCH, INPUT, HIDDEN = 7, 2, 2, 3
@@ -85,6 +87,18 @@ def test_the_sum_is_exact_where_times_came_in_single_precision():
     for lags in (None, [0, 3]):
         found = ct.gradient_by_lag(sol, loss, lags, gradients=True).gradient.values.sum(0)
         np.testing.assert_allclose(found, wanted.numpy(), rtol=0, atol=1e-13 * float(wanted.abs().max()))
+
+
+def test_long_trajectories_are_taken_in_pieces(monkeypatch):
+    _, _, sol = solved("gru")
+    loss, _ = cost_of("all", sol)
+    for lags in (None, [0, 2]):
+        whole = ct.gradient_by_lag(sol, loss, lags, gradients=True)
+        with monkeypatch.context() as patch:
+            patch.setattr(sys.modules[split_map.__module__], "_BUDGET", 3 * BATCH * HIDDEN)
+            pieces = ct.gradient_by_lag(sol, loss, lags, gradients=True)
+        for name in ("gradient", "cosine", "norm_ratio"):
+            np.testing.assert_allclose(pieces[name], whole[name], rtol=1e-12, atol=1e-15)
 
 
 def unrolled(kind, module, xs):
