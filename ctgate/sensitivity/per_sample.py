@@ -15,7 +15,8 @@ from ctgate.sensitivity.adjoint import readout_gradient
 from ctgate.sensitivity.injections import at_nodes, injections
 from ctgate.sensitivity.loss import Loss
 from ctgate.sensitivity.propagators import nodes_of
-from ctgate.sensitivity.reverse_map import backwards, pulled_sums, step_sizes
+from ctgate.sensitivity.reverse_map import backwards, pulled_sums
+from ctgate.sensitivity.steps import step_sizes
 from ctgate.solution import Solution
 from ctgate.solve import solve
 from ctgate.stacking import own_parameters
