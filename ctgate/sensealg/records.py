@@ -28,6 +28,10 @@ class DiscreteAdjoint:
     a tensor that requires grad beyond its parameters, or its input is computed from them, the graph keeps a
     light node for every operation besides.
 
+    It is the derivative of the numbers that were computed. Where a system rests for many time constants an
+    explicit adaptive method steps at the edge of its stability, the state stays right and its derivative need
+    not: there take :class:`GaussAdjoint`, ``max_step``, or a stiff method (THEORY.md 6).
+
     Applicability: where steps are taken again the field must be deterministic, and the tensors that it reads
     must not change before the backward pass (RuntimeError if they do). The transforms of ``torch.func``
     (grad, vjp, jvp, jacrev, hessian) pass through fixed-step and native adaptive methods without

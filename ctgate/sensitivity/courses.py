@@ -19,7 +19,8 @@ from ctgate.sensealg.continuous import Jump, Pulled, ReversePass, control_tensor
 from ctgate.sensealg.reverse import Source
 from ctgate.sensitivity.injections import at_nodes, injections
 from ctgate.sensitivity.loss import Loss, checked, final_state, states_at
-from ctgate.sensitivity.reverse_map import backwards, pulled_inputs, pulled_rows, pulled_sums, step_sizes
+from ctgate.sensitivity.reverse_map import backwards, pulled_inputs, pulled_rows, pulled_sums
+from ctgate.sensitivity.steps import step_sizes
 from ctgate.solution import Solution
 from ctgate.solve import solve
 

@@ -141,8 +141,9 @@ class Loss:
         call it ``name``."""
         named = {} if self.readout is None else dict(self.readout.named_parameters())
         wanted = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
-        with torch.enable_grad():
-            at = h.detach().requires_grad_()
+        # What was made in inference mode has no derivatives, and a copy of it does.
+        with torch.inference_mode(False), torch.enable_grad():
+            at = h.detach().clone().requires_grad_()
             value = checked(name, cost(self.read(at, output)), at).sum()
             if not value.requires_grad:
                 zeros = {name: torch.zeros_like(parameter) for name, parameter in wanted.items()}

@@ -6,29 +6,14 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ctgate.algorithms import Euler
-from ctgate.controls.times import rounding_of
 from ctgate.integrators.dynamics import beside
-from ctgate.integrators.grid import time_resolution
 from ctgate.kernels import Linearization
 from ctgate.problem import ODEProblem
+from ctgate.sensitivity.steps import step_sizes
 from ctgate.solution import Solution
 
 # States times samples times units that one call of the field sees.
 _CALL = 1 << 21
-
-
-def step_sizes(sol: Solution) -> Tensor:
-    """The steps that Euler took, shaped to multiply states: ``(step, ..., 1)``."""
-    assert sol.prob is not None
-    assert isinstance(sol.alg, Euler)
-    ts, dt = sol.ts.detach(), sol.alg.dt
-    # As the solver has it: a step within rounding of dt is dt.
-    reach = torch.maximum(ts[:-1].abs(), ts[1:].abs()).clamp(min=dt)
-    slack = rounding_of(reach, time_resolution(sol.prob.control)).clamp(max=1e-3 * dt)
-    sizes = ts.diff(dim=0)
-    sizes = torch.where((sizes - dt).abs() <= slack, dt, sizes).to(sol.hs.dtype)
-    return sizes.reshape(*sizes.shape, *(1,) * (sol.hs.ndim - sizes.ndim))
 
 
 def backwards(sol: Solution, direct: Tensor) -> Tensor:

@@ -183,3 +183,11 @@ def test_solutions_that_have_no_loss(tmp_path: object) -> None:
         loss(ended)
     with pytest.raises(ValueError, match="it must be in"):
         ct.Loss(at=([SPAN + 1.0], lambda k, h: h.sum(-1)))(sol)
+
+
+def test_slopes_are_there_in_inference_mode() -> None:
+    loss = ct.Loss(terminal=lambda h: h.square().sum(-1))
+    with torch.inference_mode():
+        h = torch.arange(3.0, dtype=torch.float64)
+        slope = loss.terminal_slope(h, slice(0, 3))
+    assert slope.state.tolist() == [0.0, 2.0, 4.0]
