@@ -1,5 +1,6 @@
 """One solve whose gradient comes from a sensitivity equation of its own, not from its steps."""
 
+import abc
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -152,7 +153,7 @@ class _Attached(torch.autograd.Function):
         return None, *job.pull(grad_outputs[0])
 
 
-class _Job:
+class _Job(abc.ABC):
     """A solve and its derivative."""
 
     def __init__(
@@ -182,13 +183,13 @@ class _Job:
         """What the solve gives out."""
         return self.solution.hs
 
+    @abc.abstractmethod
     def forward(self) -> tuple[Solution, str]:
         """Solve, without a graph."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def pull(self, cotangent: Tensor) -> Sequence[Tensor]:
         """The gradients of the wanted tensors."""
-        raise NotImplementedError
 
     def solve(self, prob: ODEProblem, alg: Algorithm, **options: Any) -> Solution:
         """A solve inside the backward pass."""

@@ -22,7 +22,8 @@ def backwards(sol: Solution, direct: Tensor) -> Tensor:
     assert sol.prob is not None
     prob, hs = sol.prob, sol.hs.detach()
     sizes = step_sizes(sol)
-    us = None if prob.control is None else prob.control(sol.ts[:-1]).detach()
+    # A solution without steps asks the control for nothing.
+    us = None if prob.control is None or not len(sizes) else prob.control(sol.ts[:-1]).detach()
     a = torch.empty_like(direct)
     a[-1] = direct[-1]
     for k in range(len(sizes) - 1, -1, -1):
@@ -33,18 +34,21 @@ def backwards(sol: Solution, direct: Tensor) -> Tensor:
 
 def pulled_sums(sol: Solution, weights: Tensor, keep: int = 0) -> dict[str, Tensor]:
     """The sum over steps of B_k^T weights_k, by name; ``keep`` dimensions of the batch stay."""
-    rows: dict[str, Tensor] = {}
     assert sol.prob is not None
+    batch = sol.hs.shape[1:-1]
+    kept = batch[len(batch) - keep :]
+    named = sol.prob.named_parameters()
+    rows = {name: parameter.new_zeros(*kept, *parameter.shape) for name, parameter in named.items()}
     for piece, at in around(sol.prob, sol.ts[:-1], sol.hs[:-1].detach()):
         for name, row in at.parameter_vjp(weights[piece], keep=keep).items():
-            rows[name] = rows[name] + row if name in rows else row
+            rows[name] = rows[name] + row
     return rows
 
 
 def pulled_inputs(sol: Solution, weights: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
     """The sum over steps of C_k^T weights_k through the control, by each of its tensors."""
-    if not tensors:
-        return []
+    if not tensors or not len(weights):
+        return [torch.zeros_like(tensor) for tensor in tensors]
     prob = sol.prob
     assert prob is not None
     assert prob.control is not None
@@ -58,7 +62,8 @@ def pulled_inputs(sol: Solution, weights: Tensor, tensors: Sequence[Tensor]) -> 
 
 def pulled_rows(prob: ODEProblem, ts: Tensor, hs: Tensor, a: Tensor) -> dict[str, Tensor]:
     """B^T a at every time, the sum over samples, by name: ``(time, *shape)``."""
-    rows: dict[str, list[Tensor]] = {name: [] for name in prob.named_parameters()}
+    named = prob.named_parameters()
+    rows = {name: [parameter.new_zeros(0, *parameter.shape)] for name, parameter in named.items()}
     for piece, at in around(prob, ts, hs, times_last=True):
         own = a[piece]
         many = not isinstance(piece, int)
@@ -79,7 +84,7 @@ def around(
             u = None if control is None else control(ts[k : k + 1])[0]
             yield k, prob.call("linearize", beside(t), h, u)
         return
-    length = max(1, _CALL // max(1, hs[0].numel()))
+    length = max(1, _CALL // max(1, hs.shape[1:].numel()))
     for first in range(0, len(ts), length):
         piece = slice(first, first + length)
         states = hs[piece]

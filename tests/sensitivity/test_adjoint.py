@@ -411,3 +411,21 @@ def test_along_solutions_that_have_gradients_of_their_own(sensealg: object) -> N
     flow = ct.adjoint(sol, loss)
     grads = torch.autograd.grad(loss(sol), case.wanted)
     assert apart([flow.initial, *flow.gradient.values()], list(grads)) < 1e-7
+
+
+@pytest.mark.parametrize("input_size", [0, 2])
+def test_a_map_without_steps_has_the_slope_of_the_loss_and_no_gradient(input_size: int) -> None:
+    field = ct.GRU(input_size, 3, dtype=torch.float64)
+    span = torch.zeros(2, dtype=torch.float64)
+    control = None
+    if input_size:
+        values = torch.ones(4, 2, input_size, dtype=torch.float64, requires_grad=True)
+        control = ct.ZeroOrderHold(torch.arange(5.0, dtype=torch.float64), values)
+    h0 = torch.arange(6.0, dtype=torch.float64).reshape(2, 3)
+    sol = ct.solve(ct.ODEProblem(field, h0, (span, span), control=control), ct.Euler(0.5))
+    flow = ct.adjoint(sol, ct.Loss(terminal=lambda h: h.square().sum(-1)))
+    torch.testing.assert_close(flow.initial, 2.0 * h0, rtol=0.0, atol=0.0)
+    assert {name: block.shape for name, block in flow.gradient.items()} == {
+        name: parameter.shape for name, parameter in field.named_parameters()
+    }
+    assert not any(bool(block.any()) for block in [*flow.gradient.values(), *flow.control])
