@@ -9,6 +9,9 @@ import torch
 import ctgate as ct
 
 MIB = 2**20
+# Linux counts the memory of the process that started another one towards the other's peak, and this one may
+# be large: a small one stands between them.
+BETWEEN = "import subprocess, sys; sys.exit(subprocess.run(sys.argv[1:]).returncode)"
 # What the process held once everything was imported, and at its worst, in bytes.
 SCRIPT = """
 import resource, sys
@@ -38,7 +41,8 @@ print(imported, peak())
 def measured(steps: int, hidden: int, checkpoints: int) -> tuple[int, int]:
     """Peaks of a fresh process that differentiates the last state of a GRU: after imports, in the end."""
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, *map(str, (steps, hidden, checkpoints))],
+        [sys.executable, "-c", BETWEEN, sys.executable, "-c", SCRIPT]
+        + [str(number) for number in (steps, hidden, checkpoints)],
         capture_output=True,
         text=True,
         timeout=3000,
