@@ -1,7 +1,7 @@
 r"""What a vector field has to say: the rate at which a state forgets, and what drives it."""
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch.func import vmap
 
 from ctgate.fields.jacobian import Jacobian, pullback, unit_vectors
 from ctgate.kernels import AutogradLinearization, Linearization
+from ctgate.kernels.fused import FusedCell
 
 # One time, or a column with one time per sample.
 Time = float | Float[Tensor, ""] | Float[Tensor, "*#batch 1"]
@@ -18,7 +19,7 @@ Gates = dict[str, Float[Tensor, "*batch _"]]
 
 # What dh/dt is made of, here and in the cells, and what a class may state about its derivatives.
 _EQUATION = ("rate_drive", "forward", "tau", "tau_z", "tau_r", "candidate", "project_input")
-_DERIVATIVES = ("jacobian", "input_jacobian", "linearize")
+_DERIVATIVES = ("jacobian", "input_jacobian", "linearize", "fused_cell")
 
 
 def broadcasts_to(shape: Sequence[int], target: Sequence[int]) -> bool:
@@ -172,6 +173,24 @@ class VectorField(nn.Module, abc.ABC):
         """
         self.check_arguments(h, u)
         return AutogradLinearization(self, t, h, u)
+
+    @property
+    def fused_cell(self) -> type[FusedCell] | None:
+        """The class of what :meth:`fuse` makes, None where there is nothing that states this equation."""
+        return None
+
+    @property
+    def fusable(self) -> bool:
+        """Whether :meth:`fuse` can be called."""
+        return False
+
+    def fuse(self, parameters: Mapping[str, Tensor]) -> FusedCell:
+        """This field's evaluations and derivatives on buffers, for loops over many steps, with these
+        parameters, all of them, in place of its own.
+
+        Source: THEORY.md 19.
+        """
+        raise NotImplementedError(f"{type(self).__name__} is not fusable")
 
     def of_sample(self, sample: tuple[int, ...]) -> "VectorField":
         """This field as one sample of the batch sees it, alone: itself, unless it holds something of each

@@ -11,6 +11,7 @@ from torch.nn import functional
 from ctgate.fields.base import Time, VectorField
 from ctgate.fields.jacobian import scale_rows
 from ctgate.kernels import BlockLinearization, Edge, Linearization, Normalise, Own, Product
+from ctgate.kernels.fused import FusedCell
 
 
 def _normalisation(layernorm: nn.LayerNorm, pre: Tensor) -> tuple[Tensor, Tensor]:
@@ -201,6 +202,26 @@ class Cell(VectorField, abc.ABC):
         parameters = dict(self.named_parameters())
         stated = BlockLinearization(h, slope, tuple(self.components), edges, parameters)
         return stated if stated.known == parameters.keys() else VectorField.linearize(self, t, h, u)
+
+    @property
+    def fusable(self) -> bool:
+        """Whether the parameters are those that the fused cell knows."""
+        own = {name for name, parameter in self._parameters.items() if parameter is not None}
+        known = own | {f"layernorm.{name}" for name in ("weight", "bias")}
+        return self.fused_cell is not None and known >= {name for name, _ in self.named_parameters()}
+
+    def fuse(self, parameters: Mapping[str, Tensor]) -> FusedCell:
+        """The fused cell with these parameters."""
+        kind = self.fused_cell
+        assert kind is not None
+        return kind(
+            parameters, self.tau_of(parameters), None if self.layernorm is None else self.layernorm.eps
+        )
+
+    def tau_of(self, parameters: Mapping[str, Tensor]) -> Tensor:
+        """:attr:`tau` with these parameters."""
+        log_tau = parameters.get("log_tau")
+        return self.fixed_tau if log_tau is None else log_tau.exp()
 
     def extra_repr(self) -> str:
         """Sizes and time unit, for ``print(field)``."""

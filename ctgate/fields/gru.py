@@ -10,6 +10,7 @@ from ctgate.fields.interop import TorchCell, layers_from_torch
 from ctgate.fields.jacobian import Jacobian, scale_columns, scale_rows
 from ctgate.fields.stack import Stack
 from ctgate.kernels import Edge, Linearization, Own, Product, Scale
+from ctgate.kernels.fused import FusedCell, GRUAfter
 
 
 class GRU(TorchCell):
@@ -201,6 +202,11 @@ class GRU(TorchCell):
             Scale("hidden", "seen", r),
             Product("weight_hh", "seen", {"n": size}, candidate, r * h, bias),
         ]
+
+    @property
+    def fused_cell(self) -> type[FusedCell] | None:
+        """By the reset convention."""
+        return GRUAfter if self.reset == "after" else None
 
     def gates(
         self, t: Time, h: Float[Tensor, "*batch state"], u: Float[Tensor, "*#batch channel"] | None = None

@@ -45,14 +45,14 @@ class Dynamics:
         return partial(self._input_jacobian, u)
 
     def _derivative(self, u: Input, t: float | Tensor, h: Tensor) -> Tensor:
-        self._count()
+        self.count()
         value: Tensor = self.prob.call("forward", beside(t), h, u(t))
         if not self._checked:
             self._check("dh/dt", value)
         return value
 
     def _rate_drive(self, u: Input, t: float | Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        self._count()
+        self.count()
         rate, drive = self.prob.call("rate_drive", beside(t), h, u(t))
         if not self._checked:
             self._check("rate", rate)
@@ -68,11 +68,12 @@ class Dynamics:
         jacobian: Tensor = self.prob.call("input_jacobian", beside(t), h, u(t))
         return jacobian
 
-    def _count(self) -> None:
+    def count(self, evaluations: int = 1) -> None:
+        """Note evaluations of the field, also those that went past this object."""
         if self._forward:
-            self.stats.evaluations += 1
+            self.stats.evaluations += evaluations
         else:
-            self.stats.evaluations_backward += 1
+            self.stats.evaluations_backward += evaluations
 
     def _check(self, name: str, value: object) -> None:
         h0 = self.prob.h0

@@ -137,6 +137,10 @@ class FixedSteps(Sequence[Step]):
         """(start, stop) of each step."""
         return [(start, stop) for _, start, stop, _ in self._sizes(self._numbers)]
 
+    def sizes(self) -> list[float]:
+        """The size of each step."""
+        return [dt for _, _, _, dt in self._sizes(self._numbers)]
+
     def _made(self, numbers: Iterable[int]) -> Iterator[Step]:
         current, u = -1, None
         for segment, start, stop, dt in self._sizes(numbers):

@@ -45,13 +45,14 @@ class Output(NamedTuple):
 
 
 class AcceptedStep(NamedTuple):
-    """One accepted step: its ends in time, the states there, and the input on it."""
+    """One accepted step: its ends in time, the states there, and the input on it, None where many steps were
+    taken together."""
 
     start: float | Tensor
     stop: float | Tensor
     left: Tensor
     right: Tensor
-    u: Input
+    u: Input | None
 
 
 Keep = Callable[[AcceptedStep], Iterable[Output]]

@@ -1,6 +1,7 @@
 """Which function takes the steps of which native algorithm, and the loop that takes steps of known sizes."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -27,9 +28,11 @@ from ctgate.integrators.exponential import (
     exponential_midpoint_step,
 )
 from ctgate.integrators.grid import Step
-from ctgate.integrators.method import Method
+from ctgate.integrators.method import Attempt, Method
 from ctgate.integrators.recorder import AcceptedStep, Keep, Output
 from ctgate.integrators.rosenbrock import rosenbrock23_attempt
+from ctgate.integrators.stretches import take_fused
+from ctgate.kernels.fused import EULER, EXPONENTIAL, Rule
 
 TABLEAUS: dict[type[Algorithm], runge_kutta.Tableau] = {
     Euler: runge_kutta.EULER,
@@ -40,9 +43,26 @@ TABLEAUS: dict[type[Algorithm], runge_kutta.Tableau] = {
     Dopri5: runge_kutta.DOPRI5,
     Tsit5: runge_kutta.TSIT5,
 }
+
+
+@dataclass(frozen=True)
+class OneEvaluation:
+    """A method that evaluates the field once, at the start of the step; ``rule`` says what it makes of that."""
+
+    attempt: Method
+    rule: Rule
+
+    def __call__(
+        self, dynamics: Dynamics, step: Step, h: Tensor, slope: Tensor | None, estimate: bool
+    ) -> Attempt:
+        """One step."""
+        return self.attempt(dynamics, step, h, slope, estimate)
+
+
 _METHODS: dict[type[Algorithm], Method] = {
     **{kind: partial(runge_kutta.explicit_attempt, tableau) for kind, tableau in TABLEAUS.items()},
-    ExponentialEuler: partial(exponential_attempt, exponential_euler_step),
+    Euler: OneEvaluation(partial(runge_kutta.explicit_attempt, runge_kutta.EULER), EULER),
+    ExponentialEuler: OneEvaluation(partial(exponential_attempt, exponential_euler_step), EXPONENTIAL),
     ExponentialMidpoint: partial(exponential_attempt, exponential_midpoint_step),
     Rosenbrock23: rosenbrock23_attempt,
 }
@@ -58,6 +78,10 @@ def run_steps(
 ) -> tuple[Tensor, Tensor | None, list[Output]]:
     """Take these steps from ``h``; return the last state, dh/dt there where the method has it, and what
     ``keep`` wants of each step."""
+    if isinstance(method, OneEvaluation):
+        taken = take_fused(dynamics, method.rule, steps, h, keep)
+        if taken is not None:
+            return taken[0], None, taken[1]
     outputs: list[Output] = []
     for step in steps:
         attempt = method(dynamics, step, _moving(step, h), None if step.fresh else slope, False)

@@ -1,0 +1,113 @@
+"""Steps of one evaluation each, many at a time, where the field has a fused cell.
+
+The states are those of the plain steps to rounding. Whatever the fused cell does not know is left to them: other
+fields and dtypes, forward-mode derivatives, autocast, and states that are not finite, which end a solve by rules
+of their own.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.func import functional_call
+
+from ctgate.controls.base import concrete
+from ctgate.integrators.dynamics import Dynamics
+from ctgate.integrators.exponential import relax
+from ctgate.integrators.grid import FixedSteps, Step
+from ctgate.integrators.recorder import AcceptedStep, Keep, Output
+from ctgate.kernels.fused import Rule, Stretch, unroll
+from ctgate.kernels.switch import fast_paths
+from ctgate.problem import Method, ODEProblem
+
+
+def fusable(prob: ODEProblem) -> bool:
+    """Whether a problem's steps can be taken by a fused cell here and now."""
+    kind = prob.h0.device.type
+    return (
+        fast_paths()
+        and prob.field.fusable
+        and prob.h0.dtype in (torch.float32, torch.float64)
+        and forward_ad._current_level < 0
+        and not torch.is_autocast_enabled(kind)
+    )
+
+
+def take_fused(
+    dynamics: Dynamics, rule: Rule, steps: Sequence[Step], h: Tensor, keep: Keep
+) -> tuple[Tensor, list[Output]] | None:
+    """Take these steps from ``h``; return the last state and what ``keep`` wants of each step, or None where
+    they are left to the plain ones."""
+    prob = dynamics.prob
+    if not fusable(prob):
+        return None
+    ends, dts, own = _sizes(steps, h)
+    us = _inputs(prob, steps, ends, h)
+    named = prob.named_parameters()
+    names = tuple(named)
+    stretch = Stretch(prob.field.fuse, names, rule, dts, PlainSteps(prob, rule, dts))
+    flat = h.reshape(-1, h.shape[-1])
+    states = unroll(stretch, us, flat, own, [named[name] for name in names])
+    if concrete(torch.isfinite(states.detach()).all()) == 0.0:
+        return None
+    dynamics.count(len(steps))
+    rows = states.unflatten(1, h.shape[:-1]).unbind(0)
+    outputs: list[Output] = []
+    for (start, stop), left, right in zip(ends, rows[:-1], rows[1:], strict=True):
+        outputs.extend(keep(AcceptedStep(start, stop, left, right, None)))
+    return rows[-1], outputs
+
+
+def _sizes(
+    steps: Sequence[Step], h: Tensor
+) -> tuple[list[tuple[Any, Any]], list[float] | None, Tensor | None]:
+    """The ends of the steps, and their sizes as numbers or as a tensor (step, sample)."""
+    if isinstance(steps, FixedSteps):
+        return steps.ends(), steps.sizes(), None
+    ends = [(step.start, step.stop) for step in steps]
+    if not isinstance(steps[0].dt, Tensor):
+        return ends, [float(step.dt) for step in steps], None
+    sizes = torch.stack([step.dt.to(h.dtype).expand(h.shape[:-1]).reshape(-1) for step in steps])
+    return ends, None, sizes
+
+
+def _inputs(
+    prob: ODEProblem, steps: Sequence[Step], ends: Sequence[tuple[Any, Any]], h: Tensor
+) -> Tensor | None:
+    """u at the start of each step, (step, sample, channel)."""
+    if prob.control is None:
+        return None
+    if isinstance(steps, FixedSteps):
+        times = torch.tensor([start for start, _ in ends], dtype=torch.float64, device=h.device)
+        us = prob.control(times, "right")
+    else:
+        us = torch.stack([step.u(step.start) for step in steps])
+    batch = h.shape[:-1]
+    us = us.reshape(len(us), *(1,) * (len(batch) + 2 - us.ndim), *us.shape[1:])
+    return us.expand(len(us), *batch, us.shape[-1]).reshape(len(us), -1, us.shape[-1])
+
+
+class PlainSteps:
+    """The same steps by plain operations, which higher derivatives are made of."""
+
+    def __init__(self, prob: ODEProblem, rule: Rule, dts: Sequence[float] | None) -> None:
+        self._field, self._rule, self._dts = prob.field, rule, dts
+
+    def __call__(
+        self, named: Mapping[str, Tensor], us: Tensor | None, h0: Tensor, dts: Tensor | None
+    ) -> Tensor:
+        """The states (step + 1, sample, state)."""
+        sizes: Sequence[Any] = self._dts if dts is None else dts.unsqueeze(-1)  # type: ignore[assignment]
+        method = Method(self._field, "rate_drive")
+        overrides = {f"field.{name}": value for name, value in named.items()}
+        states = [h0]
+        for k in range(len(sizes)):
+            h = states[-1]
+            rate, drive = functional_call(method, overrides, (0.0, h, None if us is None else us[k]))
+            if self._rule.exponential:
+                states.append(relax(h, rate, drive, sizes[k]))
+            else:
+                states.append(h + sizes[k] * (drive - rate * h))
+        return torch.stack(states)

@@ -1,0 +1,162 @@
+r"""A gated cell on buffers: its evaluations one after the other, its derivatives many at a time.
+
+What a field says once, this says in an order that costs little. Forwards the input's part of all
+pre-activations is one matrix product, and an evaluation is one more and a few operations in place on what is
+kept of it. Backwards everything elementwise is evaluated for many steps at once, a step is left with a product
+with these factors and one with the weights, and the gradient of a weight is one matrix product over all steps.
+
+Nothing here has a graph: :mod:`ctgate.kernels.fused.node` gives it one.
+"""
+
+import abc
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ctgate.kernels.fused.rule import Rule
+
+# Tensors of many evaluations, (step, sample, ...), or of one.
+Parts = tuple[Tensor, ...]
+# dt / tau: a number, or a tensor that broadcasts against (sample, hidden), or (step, sample, hidden).
+Scale = float | Tensor
+Gradients = dict[str, Tensor]
+
+
+def pace_of(tau: Tensor) -> float | Tensor:
+    """1 / tau, as a number where reading it costs nothing."""
+    return 1.0 / tau.item() if tau.ndim == 0 and tau.device.type == "cpu" else tau.reciprocal()
+
+
+def scaled(x: Tensor, scale: Scale) -> Tensor:
+    """x * scale; x itself where the scale is the number 1."""
+    return x if isinstance(scale, float) and scale == 1.0 else x * scale
+
+
+def per_step(parts: Sequence[Tensor]) -> Iterator[Parts]:
+    """The parts of each step."""
+    return zip(*(part.unbind(0) for part in parts), strict=True)
+
+
+class FusedCell(abc.ABC):
+    """One cell with its parameters, prepared for many evaluations.
+
+    Shapes: ``hidden`` units, states (sample, state), the batch flattened to one dimension. An evaluation keeps
+    what :meth:`buffers` made room for.
+
+    Parameters: the field's, by name, without a graph, ``tau``, and the eps of its layer normalisation, None
+    without.
+    """
+
+    hidden: int
+    state: int
+
+    def __init__(self, parameters: Mapping[str, Tensor], tau: Tensor, eps: float | None) -> None:
+        self.parameters = parameters
+        self.tau = tau
+        self.pace = pace_of(tau)
+        self.hidden = self.state = parameters["weight_hh"].shape[-1]
+
+    @abc.abstractmethod
+    def buffers(self, us: Tensor | None, steps: int, samples: int) -> Parts:
+        """Room for as many evaluations, (step, sample, ...) each, in which the input's part of the
+        pre-activations is filled in; ``us`` is (step, sample, channel)."""
+
+    @abc.abstractmethod
+    def views(self, parts: Parts) -> Parts:
+        """The parts, and parts of them, that :meth:`evaluate` and :meth:`advance` work on, (step, ...)."""
+
+    @abc.abstractmethod
+    def evaluate(self, views: Parts, h: Tensor) -> None:
+        """One evaluation: add the state's part of the pre-activations, make gates of them, in place."""
+
+    @abc.abstractmethod
+    def advance(self, views: Parts, h: Tensor, scale: Scale, rule: Rule, out: Tensor) -> None:
+        """The state after one step, or the slope, from an evaluation; ``scale`` = dt / tau."""
+
+    @abc.abstractmethod
+    def factors(self, parts: Parts, h: Tensor, scale: Scale, rule: Rule) -> Parts:
+        """All that :meth:`pull` needs, for many steps at once, (step, ...)."""
+
+    @abc.abstractmethod
+    def cotangents(self, steps: int, samples: int) -> Tensor:
+        """Room for the cotangents of what the weights multiply, (step, sample, rows)."""
+
+    @abc.abstractmethod
+    def pull(self, factors: Parts, a: Tensor, pre: Tensor, out: Tensor) -> None:
+        """One step back: the cotangent ``a`` of what :meth:`advance` gave adds to ``out``, that of the state
+        before; ``pre`` is written, the cotangents of the pre-activations."""
+
+    @abc.abstractmethod
+    def gradients(
+        self,
+        parts: Parts,
+        a: Tensor,
+        pre: Tensor,
+        h: Tensor,
+        us: Tensor | None,
+        scale: Scale,
+        rule: Rule,
+        keep: int,
+        wants_input: bool,
+    ) -> tuple[Gradients, Tensor | None]:
+        """The sum over steps and samples of the cotangents of parameters, by name, and those of the input,
+        (step, sample, channel), None where they are not wanted.
+
+        ``a`` are the cotangents of what the steps gave, ``pre`` what :meth:`pull` wrote, ``h`` the states
+        before, all (step, sample, ...). With ``keep`` = k > 0 the samples are k groups, and each keeps its own
+        sum, as the first dimension.
+        """
+
+    @abc.abstractmethod
+    def stretch(self, parts: Parts, h: Tensor, scale: Scale, rule: Rule) -> Tensor:
+        """The derivative of what :meth:`advance` gave by the logarithm of dt, (step, sample, state); that by
+        log tau is its negative unless a class says otherwise."""
+
+    def by_size(self, parts: Parts, a: Tensor, h: Tensor, dts: Tensor, rule: Rule) -> Tensor:
+        """The cotangents of the steps' sizes, (step, sample): 0 where a sample takes no step."""
+        moving = dts != 0.0
+        sizes = torch.where(moving, dts, 1.0)
+        along = a * self.stretch(parts, h, dts.unsqueeze(-1) * self.pace, rule)
+        return torch.where(moving, along.sum(-1) / sizes, 0.0)
+
+
+def project(us: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
+    """``out`` (step, sample, rows) = us weight^T + bias."""
+    seen, room = us.reshape(-1, us.shape[-1]), out.view(-1, out.shape[-1])
+    if bias is None:
+        torch.mm(seen, weight.mT, out=room)
+    else:
+        torch.addmm(bias, seen, weight.mT, out=room)
+
+
+def fill(out: Tensor, bias: Tensor | None) -> None:
+    """``out`` (step, sample, rows) = bias, or 0."""
+    if bias is None:
+        out.zero_()
+    else:
+        out.copy_(bias)
+
+
+def outer(pre: Tensor, seen: Tensor, keep: int) -> Tensor:
+    """The sum over steps and samples of pre seen^T: (rows, columns), or (keep, rows, columns)."""
+    if not keep:
+        return pre.reshape(-1, pre.shape[-1]).mT @ seen.reshape(-1, seen.shape[-1])
+    return torch.bmm(grouped(pre, keep).mT, grouped(seen, keep))
+
+
+def total(x: Tensor, keep: int) -> Tensor:
+    """The sum over steps and samples: (rows,), or (keep, rows)."""
+    return grouped(x, keep).sum(1) if keep else x.sum((0, 1))
+
+
+def grouped(x: Tensor, keep: int) -> Tensor:
+    """(step, sample, k) as (keep, step and rest of the samples, k)."""
+    steps, samples, width = x.shape
+    return x.view(steps, keep, samples // keep, width).movedim(1, 0).reshape(keep, -1, width)
+
+
+def total_like(x: Tensor, parameter: Tensor, keep: int) -> Tensor:
+    """:func:`total`, over units as well where the parameter is a scalar."""
+    summed = total(x, keep)
+    return summed.sum(-1) if parameter.ndim == 0 else summed

@@ -1,0 +1,125 @@
+r"""What the fused cells with one state per unit share: :math:`\tau\,\dot h = g\,(n - h)`, gate and candidate."""
+
+import abc
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ctgate.kernels.fused.cell import FusedCell, Gradients, Parts, Scale, scaled, total, total_like
+from ctgate.kernels.fused.rule import Rule
+
+
+@dataclass(frozen=True)
+class Norm:
+    """Layer normalisation of the candidate's pre-activation: weight, bias (hidden,) and eps."""
+
+    weight: Tensor
+    bias: Tensor
+    eps: float
+
+
+class RelaxingCell(FusedCell):
+    """A cell whose rate is a gate over tau and whose target is a bounded candidate, ``tanh`` of what it sees.
+
+    The last parts of an evaluation are the candidate's: its value n, and with layer normalisation its
+    pre-activation and that one's mean and reciprocal deviation. The last two views are gate and candidate.
+    """
+
+    def __init__(self, parameters: Mapping[str, Tensor], tau: Tensor, eps: float | None) -> None:
+        super().__init__(parameters, tau, eps)
+        self.norm = (
+            None if eps is None else Norm(parameters["layernorm.weight"], parameters["layernorm.bias"], eps)
+        )
+
+    @abc.abstractmethod
+    def gate(self, parts: Parts) -> Tensor:
+        """rate * tau, (step, sample, hidden) or what broadcasts to it."""
+
+    @property
+    def candidate_parts(self) -> int:
+        """How many parts at the end are the candidate's."""
+        return 1 if self.norm is None else 4
+
+    def candidate_room(self, like: Tensor, steps: int, samples: int) -> Parts:
+        """Room for the candidate's parts."""
+        widths = [self.hidden] if self.norm is None else [self.hidden, self.hidden, 1, 1]
+        return tuple(like.new_empty(steps, samples, width) for width in widths)
+
+    def candidate(self, parts: Parts) -> Tensor:
+        """n, (step, sample, hidden)."""
+        return parts[-self.candidate_parts]
+
+    def before(self, parts: Parts) -> Tensor:
+        """Where the candidate's pre-activation is put: over n itself, unless it is normalised."""
+        return parts[-1] if self.norm is None else parts[-3]
+
+    def activate(self, candidate: Parts) -> None:
+        """n from its pre-activation, in place; ``candidate`` are the candidate's parts of one evaluation."""
+        if self.norm is None:
+            candidate[0].tanh_()
+            return
+        value, pre, mean, deviation = candidate
+        size = [self.hidden]
+        seen, m, s = torch.native_layer_norm(pre, size, self.norm.weight, self.norm.bias, self.norm.eps)
+        torch.tanh(seen, out=value)
+        mean.copy_(m)
+        deviation.copy_(s)
+
+    def advance(self, views: Parts, h: Tensor, scale: Scale, rule: Rule, out: Tensor) -> None:
+        """keep h + w (n - h)."""
+        gate, target = views[-2:]
+        torch.sub(target, h, out=out)
+        if rule.exponential:
+            torch.addcmul(h, rule.weight(scaled(gate, scale)), out, out=out)
+        elif not rule.keep:
+            out.mul_(scaled(gate, scale))
+        elif isinstance(scale, float):
+            torch.addcmul(h, gate, out, value=scale, out=out)
+        else:
+            torch.addcmul(h, gate * scale, out, out=out)
+
+    def slopes(self, parts: Parts, h: Tensor, scale: Scale, rule: Rule) -> tuple[Tensor, Tensor, Tensor]:
+        """The derivatives of what :meth:`advance` gave: by h with gate and candidate held, by the logarithm of
+        the gate, and by the candidate's argument, normalised if it is."""
+        target = self.candidate(parts)
+        weight, bend = rule.weights(scaled(self.gate(parts), scale))
+        through = torch.addcmul(weight, weight * target, target, value=-1.0)
+        return rule.keep - weight, bend * (target - h), through
+
+    def stretch(self, parts: Parts, h: Tensor, scale: Scale, rule: Rule) -> Tensor:
+        """x dw/dx (n - h)."""
+        _, bend = rule.weights(scaled(self.gate(parts), scale))
+        return bend * (self.candidate(parts) - h)
+
+    def through_norm(self, y: Tensor, candidate: Parts) -> Tensor:
+        """The cotangent of the candidate's pre-activation from that of its normalised value, in one step or
+        in many."""
+        if self.norm is None:
+            return y
+        _, pre, mean, deviation = candidate
+        size, norm = [self.hidden], self.norm
+        pulled: Tensor = torch.ops.aten.native_layer_norm_backward(
+            y, pre, size, mean, deviation, norm.weight, norm.bias, [True, False, False]
+        )[0]
+        return pulled
+
+    def norm_gradients(self, y: Tensor, parts: Parts, keep: int) -> Gradients:
+        """Of the normalisation's parameters, from the cotangent of the normalised value (step, ...)."""
+        if self.norm is None:
+            return {}
+        _, pre, mean, deviation = parts[-self.candidate_parts :]
+        return {
+            "layernorm.weight": total(y * (pre - mean) * deviation, keep),
+            "layernorm.bias": total(y, keep),
+        }
+
+    def tau_gradients(
+        self, parts: Parts, a: Tensor, h: Tensor, scale: Scale, rule: Rule, keep: int
+    ) -> Gradients:
+        """Of log tau, where it is a parameter, from the cotangents of what the steps gave."""
+        parameter = self.parameters.get("log_tau")
+        if parameter is None:
+            return {}
+        return {"log_tau": -total_like(a * self.stretch(parts, h, scale, rule), parameter, keep)}
