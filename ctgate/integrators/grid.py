@@ -1,17 +1,19 @@
 """Where steps may go: knot intervals, and the steps of a fixed-step method inside them."""
 
-import math
-from array import array
-from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from copy import copy
-from itertools import accumulate, pairwise
 from typing import NamedTuple, overload
 
+import numpy as np
 from torch import Tensor
 
 from ctgate.controls import Control, Piece
 from ctgate.controls.times import FLOAT64_EPS, rounding_of
+
+Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+Integers = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+# Steps are made this many at a time.
+_AT_ONCE = 1024
 
 
 class NoInput:
@@ -108,10 +110,12 @@ class FixedSteps(Sequence[Step]):
         self._cuts = cuts
         self._dt = dt
         self._resolution = resolution
-        counts = (self._count(start, stop) for start, stop in pairwise(cuts.edges))
+        self._edges = np.array(cuts.edges, np.float64)
+        lengths = np.diff(self._edges) - self._slack(np.arange(len(cuts)))
+        counts = np.maximum(np.ceil(lengths / dt), 1.0).astype(np.int64)
         # The number of the first step in each interval, and that of all steps.
-        self._firsts = array("q", accumulate(counts, initial=0))
-        self._numbers = range(self._firsts[-1])
+        self._firsts = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
+        self._numbers = range(int(self._firsts[-1]))
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -125,7 +129,7 @@ class FixedSteps(Sequence[Step]):
     def __getitem__(self, number: int | slice) -> "Step | FixedSteps":
         """Step ``number``, or the steps of a slice."""
         if isinstance(number, int):
-            return next(self._made([self._numbers[number]]))
+            return next(self._made(range(self._numbers[number], self._numbers[number] + 1)))
         view = copy(self)
         view._numbers = self._numbers[number]
         return view
@@ -135,33 +139,37 @@ class FixedSteps(Sequence[Step]):
 
     def ends(self) -> list[tuple[float, float]]:
         """(start, stop) of each step."""
-        return [(start, stop) for _, start, stop, _ in self._sizes(self._numbers)]
+        _, starts, stops, _ = self._spans(self._numbers)
+        return list(zip(starts.tolist(), stops.tolist(), strict=True))
 
     def sizes(self) -> list[float]:
         """The size of each step."""
-        return [dt for _, _, _, dt in self._sizes(self._numbers)]
+        sizes: list[float] = self._spans(self._numbers)[3].tolist()
+        return sizes
 
-    def _made(self, numbers: Iterable[int]) -> Iterator[Step]:
+    def _made(self, numbers: range) -> Iterator[Step]:
         current, u = -1, None
-        for segment, start, stop, dt in self._sizes(numbers):
-            if u is None or segment != current:
-                current, u = segment, self._cuts[segment].u
-            yield Step(start, stop, dt, u)
+        for first in range(0, len(numbers), _AT_ONCE):
+            columns = self._spans(numbers[first : first + _AT_ONCE])
+            for segment, start, stop, dt in zip(*(column.tolist() for column in columns), strict=True):
+                if u is None or segment != current:
+                    current, u = segment, self._cuts[segment].u
+                yield Step(start, stop, dt, u)
 
-    def _sizes(self, numbers: Iterable[int]) -> Iterator[tuple[int, float, float, float]]:
-        """(interval, start, stop, size) of each step."""
-        dt, firsts, edges = self._dt, self._firsts, self._cuts.edges
-        for number in numbers:
-            segment = bisect_right(firsts, number) - 1
-            left, right = edges[segment], edges[segment + 1]
-            k = number - firsts[segment]
-            start = left + k * dt
-            stop = right if number == firsts[segment + 1] - 1 else left + (k + 1) * dt
-            size = stop - start
-            yield segment, start, stop, dt if abs(size - dt) <= self._slack(left, right) else size
+    def _spans(self, numbers: range) -> tuple[Integers, Floats, Floats, Floats]:
+        """(interval, start, stop, size) of these steps."""
+        which = np.arange(numbers.start, numbers.stop, numbers.step)
+        segment = np.searchsorted(self._firsts, which, side="right") - 1
+        left, right = self._edges[segment], self._edges[segment + 1]
+        k = which - self._firsts[segment]
+        start = left + k * self._dt
+        stop = np.where(which == self._firsts[segment + 1] - 1, right, left + (k + 1) * self._dt)
+        size = stop - start
+        near = np.abs(size - self._dt) <= self._slack(segment)
+        return segment, start, stop, np.where(near, self._dt, size)
 
-    def _count(self, start: float, stop: float) -> int:
-        return max(1, math.ceil((stop - start - self._slack(start, stop)) / self._dt))
-
-    def _slack(self, start: float, stop: float) -> float:
-        return min(rounding_of(max(abs(start), abs(stop), self._dt), self._resolution), 1e-3 * self._dt)
+    def _slack(self, segment: Integers) -> Floats:
+        left, right = np.abs(self._edges[segment]), np.abs(self._edges[segment + 1])
+        far = np.maximum(np.maximum(left, right), self._dt)
+        slack: Floats = np.minimum(rounding_of(far, self._resolution), 1e-3 * self._dt)
+        return slack

@@ -47,7 +47,7 @@ TABLEAUS: dict[type[Algorithm], runge_kutta.Tableau] = {
 
 @dataclass(frozen=True)
 class OneEvaluation:
-    """A method that evaluates the field once, at the start of the step; ``rule`` says what it makes of that."""
+    """A method that evaluates the field once, at the start of the step, with ``rule``."""
 
     attempt: Method
     rule: Rule

@@ -1,8 +1,8 @@
 """Steps of one evaluation each, many at a time, where the field has a fused cell.
 
-The states are those of the plain steps to rounding. Whatever the fused cell does not know is left to them: other
-fields and dtypes, forward-mode derivatives, autocast, and states that are not finite, which end a solve by rules
-of their own.
+The states are those of the plain steps to rounding. Whatever the fused cell does not know is left to them:
+other fields and dtypes, forward-mode derivatives, autocast, and states that are not finite, which end a solve
+by rules of their own.
 """
 
 from collections.abc import Mapping, Sequence
@@ -50,10 +50,11 @@ def take_fused(
     stretch = Stretch(prob.field.fuse, names, rule, dts, PlainSteps(prob, rule, dts))
     flat = h.reshape(-1, h.shape[-1])
     states = unroll(stretch, us, flat, own, [named[name] for name in names])
-    if concrete(torch.isfinite(states.detach()).all()) == 0.0:
+    # What is not finite once stays so.
+    if concrete(torch.isfinite(states[-1].detach()).all()) == 0.0:
         return None
     dynamics.count(len(steps))
-    rows = states.unflatten(1, h.shape[:-1]).unbind(0)
+    rows = states.view(len(states), *h.shape).unbind(0)
     outputs: list[Output] = []
     for (start, stop), left, right in zip(ends, rows[:-1], rows[1:], strict=True):
         outputs.extend(keep(AcceptedStep(start, stop, left, right, None)))
@@ -69,8 +70,8 @@ def _sizes(
     ends = [(step.start, step.stop) for step in steps]
     if not isinstance(steps[0].dt, Tensor):
         return ends, [float(step.dt) for step in steps], None
-    sizes = torch.stack([step.dt.to(h.dtype).expand(h.shape[:-1]).reshape(-1) for step in steps])
-    return ends, None, sizes
+    own = [torch.as_tensor(step.dt, dtype=h.dtype, device=h.device) for step in steps]
+    return ends, None, torch.stack([size.expand(h.shape[:-1]).reshape(-1) for size in own])
 
 
 def _inputs(
@@ -83,7 +84,7 @@ def _inputs(
         times = torch.tensor([start for start, _ in ends], dtype=torch.float64, device=h.device)
         us = prob.control(times, "right")
     else:
-        us = torch.stack([step.u(step.start) for step in steps])
+        us = torch.stack([u for step in steps if (u := step.u(step.start)) is not None])
     batch = h.shape[:-1]
     us = us.reshape(len(us), *(1,) * (len(batch) + 2 - us.ndim), *us.shape[1:])
     return us.expand(len(us), *batch, us.shape[-1]).reshape(len(us), -1, us.shape[-1])

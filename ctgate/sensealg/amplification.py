@@ -64,6 +64,7 @@ class Amplification:
             self.largest, self.interval = logarithm, (self._since, end)
 
     def _spread_at(self, step: AcceptedStep, t: float | Tensor, h: Tensor) -> Tensor:
+        assert step.u is not None
         rate, _ = self._dynamics.rate_drive(step.u)(t, h)
         return (rate.amax(-1) - rate.amin(-1)).to(torch.float64)
 

@@ -106,6 +106,7 @@ def run_torchdiffeq(
     taken: list[Step] = []
 
     def note(step: AcceptedStep) -> None:
+        assert step.u is not None
         taken.append(Step(step.start, step.stop, step.stop - step.start, step.u))
         recorder.observe(float(step.start), float(step.stop), step.right)
 

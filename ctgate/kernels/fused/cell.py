@@ -2,8 +2,9 @@ r"""A gated cell on buffers: its evaluations one after the other, its derivative
 
 What a field says once, this says in an order that costs little. Forwards the input's part of all
 pre-activations is one matrix product, and an evaluation is one more and a few operations in place on what is
-kept of it. Backwards everything elementwise is evaluated for many steps at once, a step is left with a product
-with these factors and one with the weights, and the gradient of a weight is one matrix product over all steps.
+kept of it. Backwards everything elementwise is evaluated for many steps at once, a step is left with a
+product with these factors and one with the weights, and the gradient of a weight is one matrix product over
+all steps.
 
 Nothing here has a graph: :mod:`ctgate.kernels.fused.node` gives it one.
 """
@@ -41,8 +42,8 @@ def per_step(parts: Sequence[Tensor]) -> Iterator[Parts]:
 class FusedCell(abc.ABC):
     """One cell with its parameters, prepared for many evaluations.
 
-    Shapes: ``hidden`` units, states (sample, state), the batch flattened to one dimension. An evaluation keeps
-    what :meth:`buffers` made room for.
+    Shapes: ``hidden`` units, states (sample, state), the batch flattened to one dimension. An evaluation
+    keeps what :meth:`buffers` made room for.
 
     Parameters: the field's, by name, without a graph, ``tau``, and the eps of its layer normalisation, None
     without.
@@ -104,8 +105,8 @@ class FusedCell(abc.ABC):
         (step, sample, channel), None where they are not wanted.
 
         ``a`` are the cotangents of what the steps gave, ``pre`` what :meth:`pull` wrote, ``h`` the states
-        before, all (step, sample, ...). With ``keep`` = k > 0 the samples are k groups, and each keeps its own
-        sum, as the first dimension.
+        before, all (step, sample, ...). With ``keep`` = k > 0 the samples are k groups, and each keeps its
+        own sum, as the first dimension.
         """
 
     @abc.abstractmethod

@@ -48,10 +48,10 @@ class GRUAfter(RelaxingCell):
         return parts
 
     def views(self, parts: Parts) -> Parts:
-        """All, both gates, r, what r multiplies, the candidate's parts; gate and candidate last."""
-        own, *candidate = parts
+        """All, both gates, r, what r multiplies, the rest of the candidate's parts, gate and candidate."""
+        own, candidate, *rest = parts
         r, gate, seen = own.chunk(3, -1)
-        return (own, own[..., : 2 * self.hidden], r, seen, *candidate, gate, candidate[0])
+        return (own, own[..., : 2 * self.hidden], r, seen, *rest, gate, candidate)
 
     def gate(self, parts: Parts) -> Tensor:
         """1 - z."""
@@ -59,11 +59,12 @@ class GRUAfter(RelaxingCell):
 
     def evaluate(self, views: Parts, h: Tensor) -> None:
         """Product, gates, candidate."""
-        own, gates, r, seen, *candidate = views[:-2]
+        own, gates, r, seen, *rest = views[:-2]
+        candidate = (views[-1], *rest)
         own.addmm_(h, self.own.mT)
         gates.sigmoid_()
-        self.before(tuple(candidate)).addcmul_(r, seen)
-        self.activate(tuple(candidate))
+        self.before(candidate).addcmul_(r, seen)
+        self.activate(candidate)
 
     def factors(self, parts: Parts, h: Tensor, scale: Scale, rule: Rule) -> Parts:
         """What a cotangent is multiplied with on its way to h, and to r, z, what r multiplies and n; with
@@ -81,7 +82,7 @@ class GRUAfter(RelaxingCell):
         torch.mul(to_seen, seen, out=to_r)
         to_r.addcmul_(to_r, r, value=-1.0)
         torch.addcmul(opening, opening, gate, value=-1.0, out=to_z)
-        return (blocks, stay, *candidate)
+        return (blocks, stay) if self.norm is None else (blocks, stay, *candidate)
 
     def cotangents(self, steps: int, samples: int) -> Tensor:
         """Of r, z, what r multiplies, n's pre-activation, and with layer normalisation its argument."""

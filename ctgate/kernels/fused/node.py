@@ -1,9 +1,9 @@
 """Many steps of a cell as one node of the graph.
 
 The node's backward pass is a node again, whose own derivatives are those of the field's plain steps: second
-and higher ones are right, and as slow as without a fused cell. Under ``torch.func.vmap`` samples become samples
-of the batch while the parameters are shared, and keep the gradients of the parameters apart; parameters that
-differ between samples are taken one after the other.
+and higher ones are right, and as slow as without a fused cell. Under ``torch.func.vmap`` the mapped dimension
+joins the samples while the parameters are shared, and the gradients of the parameters are kept apart;
+parameters that are mapped themselves are taken one after the other.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -172,14 +172,12 @@ class _Reverse(torch.autograd.Function):
             stretch, wanted, size * max(keep, 1), count, *folded, *tensors[4 : 4 + count], *kept
         )
         inputs, start, slopes, *found = outputs
-        opened = [
-            None if x is None else _unfold(x, size, d) for x, d in ((inputs, 1), (start, 0), (slopes, 1))
+        opened: list[tuple[Tensor | None, int | None]] = [
+            (None, None) if x is None else (_unfold(x, size, place), place)
+            for x, place in ((inputs, 1), (start, 0), (slopes, 1))
         ]
-        apart = [row.unflatten(0, (size, keep)) if keep else row for row in found]
-        return (*opened, *apart), (
-            *(None if x is None else d for x, d in zip(opened, (1, 0, 1), strict=True)),
-            *(0 for _ in apart),
-        )
+        opened += [(_unfold(row, size, 0) if keep else row, 0) for row in found]
+        return tuple(zip(*opened, strict=True))
 
 
 def _plain_gradients(
@@ -240,4 +238,5 @@ def _fold(tensors: Sequence[Any], dims: Sequence[int | None], size: int, places:
 
 
 def _unfold(tensor: Tensor, size: int, place: int) -> Tensor:
-    return tensor.unflatten(place, (size, tensor.shape[place] // size))
+    shape = tensor.shape
+    return tensor.reshape(*shape[:place], size, shape[place] // size, *shape[place + 1 :])

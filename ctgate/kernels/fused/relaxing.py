@@ -1,4 +1,4 @@
-r"""What the fused cells with one state per unit share: :math:`\tau\,\dot h = g\,(n - h)`, gate and candidate."""
+r"""What the fused cells with one gate share: :math:`\tau\,\dot h = g\,(n - h)`, gate and candidate."""
 
 import abc
 from collections.abc import Mapping
@@ -81,8 +81,8 @@ class RelaxingCell(FusedCell):
             torch.addcmul(h, gate * scale, out, out=out)
 
     def slopes(self, parts: Parts, h: Tensor, scale: Scale, rule: Rule) -> tuple[Tensor, Tensor, Tensor]:
-        """The derivatives of what :meth:`advance` gave: by h with gate and candidate held, by the logarithm of
-        the gate, and by the candidate's argument, normalised if it is."""
+        """The derivatives of what :meth:`advance` gave: by h with gate and candidate held, by the logarithm
+        of the gate, and by the candidate's argument, normalised if it is."""
         target = self.candidate(parts)
         weight, bend = rule.weights(scaled(self.gate(parts), scale))
         through = torch.addcmul(weight, weight * target, target, value=-1.0)
