@@ -11,6 +11,7 @@ Nothing here has a graph: :mod:`ctgate.kernels.fused.node` gives it one.
 
 import abc
 from collections.abc import Iterator, Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -47,8 +48,13 @@ class FusedCell(abc.ABC):
 
     Parameters: the field's, by name, without a graph, ``tau``, and the eps of its layer normalisation, None
     without.
+
+    Attributes:
+        names: the field's own parameters, some of which it may set to None; torch's unless a class says
+            otherwise.
     """
 
+    names: ClassVar[frozenset[str]] = frozenset(("weight_ih", "weight_hh", "bias_ih", "bias_hh", "log_tau"))
     hidden: int
     state: int
 
@@ -86,7 +92,16 @@ class FusedCell(abc.ABC):
     @abc.abstractmethod
     def pull(self, factors: Parts, a: Tensor, pre: Tensor, out: Tensor) -> None:
         """One step back: the cotangent ``a`` of what :meth:`advance` gave adds to ``out``, that of the state
-        before; ``pre`` is written, the cotangents of the pre-activations."""
+        before; ``pre`` is written, the cotangents of the pre-activations.
+
+        All three may have a block of vectors in front, (block, sample, ...), here and in :meth:`push`.
+        """
+
+    def push(self, factors: Parts, v: Tensor, pre: Tensor, out: Tensor) -> None:
+        """One step forward, the transpose of :meth:`pull`: the tangent ``v`` of the state before adds to
+        ``out``, that of what :meth:`advance` gave. ``pre`` has what the tangents of pre-activations get from
+        parameters and input, laid out as their cotangents, and is overwritten."""
+        raise NotImplementedError(f"{type(self).__name__} has no push")
 
     @abc.abstractmethod
     def gradients(
@@ -109,6 +124,21 @@ class FusedCell(abc.ABC):
         own sum, as the first dimension.
         """
 
+    def sources(
+        self,
+        direction: Mapping[str, Tensor],
+        parts: Parts,
+        h: Tensor,
+        us: Tensor | None,
+        dus: Tensor | None,
+        scale: Scale,
+        rule: Rule,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The transpose of :meth:`gradients`: what pre-activations get, as :meth:`push` takes it, (step,
+        sample, rows), and what the steps' results get besides, (step, sample, state), None for 0, from a
+        direction of some of the parameters, by name, and of the input, (step, sample, channel) or None."""
+        raise NotImplementedError(f"{type(self).__name__} has no sources")
+
     @abc.abstractmethod
     def stretch(self, parts: Parts, h: Tensor, scale: Scale, rule: Rule) -> Tensor:
         """The derivative of what :meth:`advance` gave by the logarithm of dt, (step, sample, state); that by
@@ -124,7 +154,7 @@ class FusedCell(abc.ABC):
 
 def project(us: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
     """``out`` (step, sample, rows) = us weight^T + bias."""
-    seen, room = us.reshape(-1, us.shape[-1]), out.view(-1, out.shape[-1])
+    seen, room = us.flatten(0, 1), out.view(-1, out.shape[-1])
     if bias is None:
         torch.mm(seen, weight.mT, out=room)
     else:
@@ -139,10 +169,44 @@ def fill(out: Tensor, bias: Tensor | None) -> None:
         out.copy_(bias)
 
 
+def begin(parameters: Mapping[str, Tensor], us: Tensor | None, out: Tensor) -> None:
+    """``out`` (step, sample, rows) = the input's part of pre-activations with one bias."""
+    if us is None:
+        fill(out, parameters.get("bias"))
+    else:
+        project(us, parameters["weight_ih"], parameters.get("bias"), out)
+
+
+def add_product(out: Tensor, x: Tensor, weight: Tensor) -> None:
+    """``out`` (..., rows) += x weight."""
+    if out.ndim == 2:
+        out.addmm_(x, weight)
+    else:
+        out.view(-1, out.shape[-1]).addmm_(x.reshape(-1, x.shape[-1]), weight)
+
+
+def begin_along(
+    out: Tensor,
+    us: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    own: Tensor,
+    dus: Tensor | None,
+) -> None:
+    """``out`` (step, sample, rows) = us weight^T + bias + dus own^T, without what is None."""
+    if us is None or weight is None:
+        fill(out, bias)
+    else:
+        project(us, weight, bias, out)
+    if dus is not None:
+        add_product(out, dus, own.mT)
+
+
 def outer(pre: Tensor, seen: Tensor, keep: int) -> Tensor:
     """The sum over steps and samples of pre seen^T: (rows, columns), or (keep, rows, columns)."""
     if not keep:
-        return pre.reshape(-1, pre.shape[-1]).mT @ seen.reshape(-1, seen.shape[-1])
+        # The transpose is faster where there are few columns, and as fast elsewhere.
+        return (seen.flatten(0, 1).mT @ pre.flatten(0, 1)).mT
     return torch.bmm(grouped(pre, keep).mT, grouped(seen, keep))
 
 
@@ -151,10 +215,41 @@ def total(x: Tensor, keep: int) -> Tensor:
     return grouped(x, keep).sum(1) if keep else x.sum((0, 1))
 
 
+def weight_gradients(
+    parameters: Mapping[str, Tensor],
+    pre: Tensor,
+    h: Tensor,
+    us: Tensor | None,
+    keep: int,
+    wants_input: bool,
+) -> tuple[Gradients, Tensor | None]:
+    """What :meth:`FusedCell.gradients` gives of weights, input and the one bias, where all rows meet the same
+    state and input; ``pre`` (step, sample, rows)."""
+    seen = h.new_empty(*h.shape[:-1], 0) if us is None else us
+    found = {"weight_hh": outer(pre, h, keep), "weight_ih": outer(pre, seen, keep)}
+    if "bias" in parameters:
+        found["bias"] = total(pre, keep)
+    return found, pre @ parameters["weight_ih"] if wants_input else None
+
+
+def weight_sources(
+    pre: Tensor,
+    direction: Mapping[str, Tensor],
+    parameters: Mapping[str, Tensor],
+    h: Tensor,
+    us: Tensor | None,
+    dus: Tensor | None,
+) -> None:
+    """The transpose of :func:`weight_gradients`: writes ``pre`` (step, sample, rows)."""
+    begin_along(pre, us, direction.get("weight_ih"), direction.get("bias"), parameters["weight_ih"], dus)
+    if "weight_hh" in direction:
+        add_product(pre, h, direction["weight_hh"].mT)
+
+
 def grouped(x: Tensor, keep: int) -> Tensor:
     """(step, sample, k) as (keep, step and rest of the samples, k)."""
     steps, samples, width = x.shape
-    return x.view(steps, keep, samples // keep, width).movedim(1, 0).reshape(keep, -1, width)
+    return x.reshape(steps, keep, samples // keep, width).movedim(1, 0).flatten(1, 2)
 
 
 def total_like(x: Tensor, parameter: Tensor, keep: int) -> Tensor:

@@ -5,9 +5,22 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ctgate.kernels.fused.cell import Gradients, Parts, Scale, fill, outer, project, total
+from ctgate.kernels.fused.cell import (
+    Gradients,
+    Parts,
+    Scale,
+    add_product,
+    begin_along,
+    fill,
+    outer,
+    project,
+    total,
+)
 from ctgate.kernels.fused.relaxing import RelaxingCell
 from ctgate.kernels.fused.rule import Rule
+
+# Parameters whose rows belong to r, z and n.
+_TURNED = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
 class GRUAfter(RelaxingCell):
@@ -91,14 +104,27 @@ class GRUAfter(RelaxingCell):
     def pull(self, factors: Parts, a: Tensor, pre: Tensor, out: Tensor) -> None:
         """Factors, then the product with the weights."""
         blocks, stay, *candidate = factors
-        rows = pre.view(len(pre), -1, self.hidden)
-        torch.mul(a.unsqueeze(1), blocks, out=rows[:, :4])
+        rows = pre.view(*pre.shape[:-1], -1, self.hidden)
+        torch.mul(a.unsqueeze(-2), blocks, out=rows[..., :4, :])
         if self.norm is not None:
-            rows[:, 4] = rows[:, 3]
-            n = self.through_norm(rows[:, 4], tuple(candidate))
-            rows[:, 3] = n
-            torch.mul(n.unsqueeze(1), blocks[:, ::2], out=rows[:, :3:2])
-        out.addcmul_(a, stay).addmm_(pre[:, : 3 * self.hidden], self.own)
+            rows[..., 4, :] = rows[..., 3, :]
+            n = self.through_norm(rows[..., 4, :], tuple(candidate))
+            rows[..., 3, :] = n
+            torch.mul(n.unsqueeze(-2), blocks[..., ::2, :], out=rows[..., :3:2, :])
+        out.addcmul_(a, stay)
+        add_product(out, pre[..., : 3 * self.hidden], self.own)
+
+    def push(self, factors: Parts, v: Tensor, pre: Tensor, out: Tensor) -> None:
+        """The product with the weights, then factors."""
+        blocks, stay, *candidate = factors
+        rows = pre.view(*pre.shape[:-1], -1, self.hidden)
+        add_product(pre[..., : 3 * self.hidden], v, self.own.mT)
+        if self.norm is not None:
+            rows[..., :3:2, :] *= blocks[..., ::2, :]
+            n = rows[..., 0, :] + rows[..., 2, :] + rows[..., 3, :]
+            torch.add(rows[..., 4, :], self.norm.push(n, tuple(candidate)), out=rows[..., 3, :])
+            rows, blocks = rows[..., 1:4:2, :], blocks[..., 1::2, :]
+        out.addcmul_(v, stay).add_(rows.mul_(blocks).sum(-2))
 
     def gradients(
         self,
@@ -127,3 +153,32 @@ class GRUAfter(RelaxingCell):
         if not wants_input:
             return found, None
         return found, cut @ self.external[:gates] + n @ self.external[gates:]
+
+    def sources(
+        self,
+        direction: Mapping[str, Tensor],
+        parts: Parts,
+        h: Tensor,
+        us: Tensor | None,
+        dus: Tensor | None,
+        scale: Scale,
+        rule: Rule,
+    ) -> tuple[Tensor, Tensor | None]:
+        """One product per weight, two for the input's."""
+        size, gates = self.hidden, 2 * self.hidden
+        along = {name: self._turned(x, 0) for name, x in direction.items() if name in _TURNED}
+        still = self.own.new_zeros(3 * size)
+        bias_ih, bias_hh = (along.get(name, still) for name in ("bias_ih", "bias_hh"))
+        weight = along.get("weight_ih")
+        pre = self.cotangents(*h.shape[:2])
+        for rows, which, bias in (
+            (pre[..., :gates], slice(gates), (bias_ih + bias_hh)[:gates]),
+            (pre[..., 3 * size : 4 * size], slice(gates, None), bias_ih[gates:]),
+        ):
+            own = None if weight is None else weight[which]
+            begin_along(rows, us, own, bias, self.external[which], dus)
+        fill(pre[..., gates : 3 * size], bias_hh[gates:])
+        if "weight_hh" in along:
+            add_product(pre[..., : 3 * size], h, along["weight_hh"].mT)
+        self.norm_sources(direction, parts, pre[..., 4 * size :])
+        return pre, self.tau_sources(direction, parts, h, scale, rule)

@@ -2,22 +2,13 @@ r"""What the fused cells with one gate share: :math:`\tau\,\dot h = g\,(n - h)`,
 
 import abc
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ctgate.kernels.fused.cell import FusedCell, Gradients, Parts, Scale, scaled, total, total_like
+from ctgate.kernels.fused.cell import FusedCell, Gradients, Parts, Scale, scaled, total_like
+from ctgate.kernels.fused.norm import Norm
 from ctgate.kernels.fused.rule import Rule
-
-
-@dataclass(frozen=True)
-class Norm:
-    """Layer normalisation of the candidate's pre-activation: weight, bias (hidden,) and eps."""
-
-    weight: Tensor
-    bias: Tensor
-    eps: float
 
 
 class RelaxingCell(FusedCell):
@@ -37,10 +28,9 @@ class RelaxingCell(FusedCell):
     def gate(self, parts: Parts) -> Tensor:
         """rate * tau, (step, sample, hidden) or what broadcasts to it."""
 
-    @property
-    def candidate_parts(self) -> int:
-        """How many parts at the end are the candidate's."""
-        return 1 if self.norm is None else 4
+    def candidate_parts(self, parts: Parts) -> Parts:
+        """Those of the candidate: the last ones."""
+        return parts[-1:] if self.norm is None else parts[-4:]
 
     def candidate_room(self, like: Tensor, steps: int, samples: int) -> Parts:
         """Room for the candidate's parts."""
@@ -49,7 +39,7 @@ class RelaxingCell(FusedCell):
 
     def candidate(self, parts: Parts) -> Tensor:
         """n, (step, sample, hidden)."""
-        return parts[-self.candidate_parts]
+        return self.candidate_parts(parts)[0]
 
     def before(self, parts: Parts) -> Tensor:
         """Where the candidate's pre-activation is put: over n itself, unless it is normalised."""
@@ -59,26 +49,19 @@ class RelaxingCell(FusedCell):
         """n from its pre-activation, in place; ``candidate`` are the candidate's parts of one evaluation."""
         if self.norm is None:
             candidate[0].tanh_()
-            return
-        value, pre, mean, deviation = candidate
-        size = [self.hidden]
-        seen, m, s = torch.native_layer_norm(pre, size, self.norm.weight, self.norm.bias, self.norm.eps)
-        torch.tanh(seen, out=value)
-        mean.copy_(m)
-        deviation.copy_(s)
+        else:
+            self.norm.activate(candidate)
 
     def advance(self, views: Parts, h: Tensor, scale: Scale, rule: Rule, out: Tensor) -> None:
         """keep h + w (n - h)."""
         gate, target = views[-2:]
-        torch.sub(target, h, out=out)
-        if rule.exponential:
-            torch.addcmul(h, rule.weight(scaled(gate, scale)), out, out=out)
-        elif not rule.keep:
-            out.mul_(scaled(gate, scale))
-        elif isinstance(scale, float):
+        if not rule.keep:
+            torch.sub(target, h, out=out).mul_(scaled(gate, scale))
+        elif isinstance(scale, float) and scale != 1.0 and not rule.exponential:
+            torch.sub(target, h, out=out)
             torch.addcmul(h, gate, out, value=scale, out=out)
         else:
-            torch.addcmul(h, gate * scale, out, out=out)
+            torch.lerp(h, target, rule.weight(scaled(gate, scale)), out=out)
 
     def slopes(self, parts: Parts, h: Tensor, scale: Scale, rule: Rule) -> tuple[Tensor, Tensor, Tensor]:
         """The derivatives of what :meth:`advance` gave: by h with gate and candidate held, by the logarithm
@@ -96,24 +79,25 @@ class RelaxingCell(FusedCell):
     def through_norm(self, y: Tensor, candidate: Parts) -> Tensor:
         """The cotangent of the candidate's pre-activation from that of its normalised value, in one step or
         in many."""
-        if self.norm is None:
-            return y
-        _, pre, mean, deviation = candidate
-        size, norm = [self.hidden], self.norm
-        pulled: Tensor = torch.ops.aten.native_layer_norm_backward(
-            y, pre, size, mean, deviation, norm.weight, norm.bias, [True, False, False]
-        )[0]
-        return pulled
+        return y if self.norm is None else self.norm.pull(y, candidate)
 
     def norm_gradients(self, y: Tensor, parts: Parts, keep: int) -> Gradients:
         """Of the normalisation's parameters, from the cotangent of the normalised value (step, ...)."""
         if self.norm is None:
             return {}
-        _, pre, mean, deviation = parts[-self.candidate_parts :]
-        return {
-            "layernorm.weight": total(y * (pre - mean) * deviation, keep),
-            "layernorm.bias": total(y, keep),
-        }
+        return self.norm.gradients(y, self.candidate_parts(parts), keep)
+
+    def norm_sources(self, direction: Mapping[str, Tensor], parts: Parts, out: Tensor) -> None:
+        """The transpose of :meth:`norm_gradients`: writes what the normalised value's tangent gets."""
+        if self.norm is not None:
+            self.norm.add_sources(direction, self.candidate_parts(parts), out.zero_())
+
+    def tau_sources(
+        self, direction: Mapping[str, Tensor], parts: Parts, h: Tensor, scale: Scale, rule: Rule
+    ) -> Tensor | None:
+        """The transpose of :meth:`tau_gradients`."""
+        along = direction.get("log_tau")
+        return None if along is None else -along * self.stretch(parts, h, scale, rule)
 
     def tau_gradients(
         self, parts: Parts, a: Tensor, h: Tensor, scale: Scale, rule: Rule, keep: int

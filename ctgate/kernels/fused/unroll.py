@@ -28,6 +28,15 @@ def run(
     return hs, parts
 
 
+def evaluations(cell: FusedCell, us: Tensor | None, hs: Tensor) -> Parts:
+    """What :func:`run` keeps of evaluations, at states that are known, (step, sample, state): all of them at
+    once."""
+    steps, samples = hs.shape[:2]
+    parts = cell.buffers(None if us is None else us.reshape(1, -1, us.shape[-1]), 1, steps * samples)
+    cell.evaluate(next(per_step(cell.views(parts))), hs.reshape(-1, hs.shape[-1]))
+    return tuple(part.view(steps, samples, *part.shape[2:]) for part in parts)
+
+
 def run_back(
     cell: FusedCell,
     us: Tensor | None,
