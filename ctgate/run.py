@@ -10,7 +10,7 @@ from ctgate.dense import Dense, Ends, Slopes, at_saves, interpolate, live_dense,
 from ctgate.guard import Unchanged
 from ctgate.integrators.dynamics import Dynamics
 from ctgate.integrators.grid import FixedSteps, intervals, time_resolution
-from ctgate.integrators.recorder import AcceptedStep, Keep, Output, Recorder, Stats
+from ctgate.integrators.recorder import AcceptedStep, Keep, Output, Recorder, Stats, every_node
 from ctgate.integrators.torchdiffeq import TorchdiffeqAlgorithm
 from ctgate.problem import ODEProblem
 from ctgate.retcode import Halt, ReturnCode
@@ -20,10 +20,6 @@ from ctgate.sensealg.discrete import run_adaptive, run_fixed, run_torchdiffeq
 from ctgate.solution import Solution
 
 NO_DENSE = "this solve had dense=False; solve with dense=True, or ask for times with saveat=..."
-
-
-def _every_node(step: AcceptedStep) -> list[Output]:
-    return [Output(step.stop, step.right)]
 
 
 class SharedRun:
@@ -58,7 +54,7 @@ class SharedRun:
         self.checkpoints = kept if with_gradients else None
         self.unchanged = Unchanged(prob)
         self.keep_nodes = (keep_nodes or not isinstance(saves, list)) and not self.backsolve
-        self.keep: Keep = _every_node if self.keep_nodes else self._saved
+        self.keep: Keep = every_node if self.keep_nodes else self._saved
 
     def integrate(self, recorder: Recorder) -> tuple[ReturnCode, str]:
         """Run the integrator; the outputs are in the recorder."""
@@ -116,26 +112,22 @@ class SharedRun:
         return ends, slopes_of_steps(self.prob, ends, self.alg)
 
     @torch.no_grad()
-    def _drop_the_brink(self, outputs: list[Output]) -> None:
-        """Drop the last nodes of a divergence that ``sol(t)`` could not reach: slopes not finite there."""
+    def _without_the_brink(self, outputs: list[Output]) -> list[Output]:
+        """The last nodes of a divergence that ``sol(t)`` could not reach are dropped: slopes not finite."""
         while len(outputs) > 1:
             _, slopes = self._one_step(*outputs[-2:])
             if all(bool(torch.isfinite(part).all()) for part in slopes):
-                return
+                break
             outputs.pop()
+        return outputs
 
     def solution(self, recorder: Recorder, code: ReturnCode, detail: str, dense: bool) -> Solution:
         """Stack the outputs and attach the dense output."""
         outputs = recorder.outputs
         if code is ReturnCode.UNSTABLE and self.keep_nodes:
-            self._drop_the_brink(outputs)
+            outputs.replace(self._without_the_brink(list(outputs)))
         device = self.prob.h0.device
-        ts = torch.tensor([output.t for output in outputs], dtype=torch.float64, device=device)
-        hs = (
-            torch.stack([output.h for output in outputs])
-            if outputs
-            else self.prob.h0.new_empty(0, *self.prob.h0.shape)
-        )
+        ts, hs = outputs.stacked(self.prob.h0)
         extension: Dense | str = NO_DENSE
         if self.backsolve:
             extension = "BacksolveAdjoint differentiates only the saved states; ask for times with saveat=..."
@@ -144,7 +136,7 @@ class SharedRun:
         if isinstance(extension, Dense):
             if isinstance(self.saves, list):
                 ts = torch.tensor(
-                    [t for t in self.saves if t <= outputs[-1].t], dtype=torch.float64, device=device
+                    [t for t in self.saves if t <= outputs.last.t], dtype=torch.float64, device=device
                 )
                 hs = extension(ts)
             elif self.saves is not None:

@@ -171,5 +171,5 @@ class FixedSteps(Sequence[Step]):
     def _slack(self, segment: Integers) -> Floats:
         left, right = np.abs(self._edges[segment]), np.abs(self._edges[segment + 1])
         far = np.maximum(np.maximum(left, right), self._dt)
-        slack: Floats = np.minimum(rounding_of(far, self._resolution), 1e-3 * self._dt)
+        slack: Floats = np.minimum(rounding_of(1.0, self._resolution) * far, 1e-3 * self._dt)
         return slack

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from ctgate.integrators.dynamics import Dynamics
@@ -11,11 +12,13 @@ from ctgate.integrators.grid import Step
 
 class Attempt(NamedTuple):
     """The end of a step: state, its derivative where the method has it, and an estimate of the local error
-    where it was asked for. All of h's shape ``(*batch, state)``."""
+    where it was asked for. All of h's shape ``(*batch, state)``. ``tracked`` says that a derivative wants to
+    pass the step where the tensors, values only, do not show it."""
 
     h: Tensor
     slope: Tensor | None = None
     error: Tensor | None = None
+    tracked: bool = False
 
 
 # (dynamics, step, h, slope, estimate): ``slope`` is dh/dt at the start, where it is known.
@@ -25,3 +28,12 @@ Method = Callable[[Dynamics, Step, Tensor, Tensor | None, bool], Attempt]
 def column(x: float | Tensor, h: Tensor) -> float | Tensor:
     """A number per sample, shaped and typed to multiply states ``h`` (*batch, state)."""
     return x.to(h.dtype).unsqueeze(-1) if isinstance(x, Tensor) else x
+
+
+def moving(step: Step, h: Tensor) -> Tensor:
+    """The states to step from: a sample that stands still is given the state of one that moves, so that
+    nothing infinite is evaluated in its name, which would turn a gradient of zero into NaN."""
+    if step.standing is None:
+        return h
+    rows = h.reshape(-1, h.shape[-1])
+    return torch.where(step.standing.reshape(-1, 1), rows.detach()[step.mover], rows).view_as(h)

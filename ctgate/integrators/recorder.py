@@ -1,9 +1,9 @@
 """What an integrator reports while it runs: accepted steps, the states to keep, the counts."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
-from typing import NamedTuple
+from itertools import chain, takewhile
+from typing import NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -58,6 +58,91 @@ class AcceptedStep(NamedTuple):
 Keep = Callable[[AcceptedStep], Iterable[Output]]
 
 
+def every_node(step: AcceptedStep) -> list[Output]:
+    """The ends of all steps."""
+    return [Output(step.stop, step.right)]
+
+
+class Rows(Sequence[Output]):
+    """Outputs whose states are one tensor, ``(output, *batch, state)``; ``whole`` has the state before them in
+    front, where there is one."""
+
+    def __init__(self, times: Sequence[float | Tensor], states: Tensor, whole: Tensor | None = None) -> None:
+        self.times = times
+        self.states = states
+        self.whole = whole
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+    @overload
+    def __getitem__(self, number: int) -> Output: ...
+
+    @overload
+    def __getitem__(self, number: slice) -> "Rows": ...
+
+    def __getitem__(self, number: int | slice) -> "Output | Rows":
+        """One output, or those of a slice."""
+        if isinstance(number, slice):
+            return Rows(self.times[number], self.states[number])
+        return Output(self.times[number], self.states[number])
+
+    def __iter__(self) -> Iterator[Output]:
+        return map(Output, self.times, self.states.unbind(0))
+
+
+class Outputs:
+    """What a solve keeps, in order; rows that came together stay together."""
+
+    def __init__(self) -> None:
+        self._blocks: list[Rows | list[Output]] = []
+
+    def __len__(self) -> int:
+        return sum(map(len, self._blocks))
+
+    def __iter__(self) -> Iterator[Output]:
+        return chain.from_iterable(self._blocks)
+
+    @property
+    def last(self) -> Output:
+        """The latest one."""
+        return self._blocks[-1][-1]
+
+    def append(self, output: Output) -> None:
+        """One more."""
+        self.extend([output])
+
+    def extend(self, outputs: Iterable[Output]) -> None:
+        """Several more."""
+        if isinstance(outputs, Rows):
+            if outputs.whole is not None and len(self) == 1:
+                # What is kept already is the state before them.
+                outputs = Rows([self.last.t, *outputs.times], outputs.whole)
+                self._blocks.clear()
+            self._blocks.append(outputs)
+        elif self._blocks and isinstance(last := self._blocks[-1], list):
+            last.extend(outputs)
+        elif some := list(outputs):
+            self._blocks.append(some)
+
+    def replace(self, outputs: Sequence[Output]) -> None:
+        """These instead of all."""
+        self._blocks = [list(outputs)] if outputs else []
+
+    def stacked(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Shared times (output,) in float64, and states (output, *batch, state); ``like`` is a state."""
+        rows = [block if isinstance(block, Rows) else _together(block) for block in self._blocks]
+        times = torch.tensor([t for block in rows for t in block.times], dtype=torch.float64)
+        if len(rows) == 1:
+            return times.to(like.device), rows[0].states
+        hs = torch.cat([block.states for block in rows]) if rows else like.new_empty(0, *like.shape)
+        return times.to(like.device), hs
+
+
+def _together(outputs: Sequence[Output]) -> Rows:
+    return Rows([output.t for output in outputs], torch.stack([output.h for output in outputs]))
+
+
 class Recorder:
     """Collects a solve's outputs and lets the callback and the progress bar see each accepted step."""
 
@@ -71,7 +156,7 @@ class Recorder:
     ) -> None:
         self.stats = stats
         self.keep = keep
-        self.outputs: list[Output] = []
+        self.outputs = Outputs()
         self.last_step: tuple[float, float] | None = None
         self.last_good: Output | None = None
         self.max_steps = max_steps

@@ -27,12 +27,15 @@ from ctgate.integrators.exponential import (
     exponential_euler_step,
     exponential_midpoint_step,
 )
+from ctgate.integrators.fused_runge_kutta import FusedAttempts
 from ctgate.integrators.grid import Step
-from ctgate.integrators.method import Attempt, Method
+from ctgate.integrators.known import take_stages
+from ctgate.integrators.method import Attempt, Method, moving
 from ctgate.integrators.recorder import AcceptedStep, Keep, Output
 from ctgate.integrators.rosenbrock import rosenbrock23_attempt
-from ctgate.integrators.stretches import take_fused
+from ctgate.integrators.stretches import fusable, longest, take_fused, transformed
 from ctgate.kernels.fused import EULER, EXPONENTIAL, Rule
+from ctgate.problem import ODEProblem
 
 TABLEAUS: dict[type[Algorithm], runge_kutta.Tableau] = {
     Euler: runge_kutta.EULER,
@@ -43,6 +46,9 @@ TABLEAUS: dict[type[Algorithm], runge_kutta.Tableau] = {
     Dopri5: runge_kutta.DOPRI5,
     Tsit5: runge_kutta.TSIT5,
 }
+
+# Steps between two looks at the state.
+_LOOK = 64
 
 
 @dataclass(frozen=True)
@@ -59,8 +65,21 @@ class OneEvaluation:
         return self.attempt(dynamics, step, h, slope, estimate)
 
 
+@dataclass(frozen=True)
+class ManyStages:
+    """An explicit Runge-Kutta method."""
+
+    tableau: runge_kutta.Tableau
+
+    def __call__(
+        self, dynamics: Dynamics, step: Step, h: Tensor, slope: Tensor | None, estimate: bool
+    ) -> Attempt:
+        """One step."""
+        return runge_kutta.explicit_attempt(self.tableau, dynamics, step, h, slope, estimate)
+
+
 _METHODS: dict[type[Algorithm], Method] = {
-    **{kind: partial(runge_kutta.explicit_attempt, tableau) for kind, tableau in TABLEAUS.items()},
+    **{kind: ManyStages(tableau) for kind, tableau in TABLEAUS.items()},
     Euler: OneEvaluation(partial(runge_kutta.explicit_attempt, runge_kutta.EULER), EULER),
     ExponentialEuler: OneEvaluation(partial(exponential_attempt, exponential_euler_step), EXPONENTIAL),
     ExponentialMidpoint: partial(exponential_attempt, exponential_midpoint_step),
@@ -73,18 +92,34 @@ def method_of(alg: Algorithm) -> Method:
     return _METHODS[type(alg)]
 
 
+def stretch_length(prob: ODEProblem, method: Method) -> int:
+    """How many fixed steps are taken before the state is looked at: a divergence costs at most so many."""
+    return longest(prob) if isinstance(method, OneEvaluation) and fusable(prob) else _LOOK
+
+
+def fused_attempts(prob: ODEProblem, method: Method) -> FusedAttempts | None:
+    """What attempts this method's steps faster, where there is such a thing."""
+    if isinstance(method, ManyStages) and fusable(prob) and not transformed():
+        return FusedAttempts(prob, method.tableau)
+    return None
+
+
 def run_steps(
     dynamics: Dynamics, method: Method, steps: Sequence[Step], h: Tensor, slope: Tensor | None, keep: Keep
-) -> tuple[Tensor, Tensor | None, list[Output]]:
+) -> tuple[Tensor, Tensor | None, Sequence[Output]]:
     """Take these steps from ``h``; return the last state, dh/dt there where the method has it, and what
     ``keep`` wants of each step."""
     if isinstance(method, OneEvaluation):
         taken = take_fused(dynamics, method.rule, steps, h, keep)
         if taken is not None:
             return taken[0], None, taken[1]
+    if isinstance(method, ManyStages):
+        taken = take_stages(dynamics, method.tableau, steps, h, keep)
+        if taken is not None:
+            return taken[0], None, taken[1]
     outputs: list[Output] = []
     for step in steps:
-        attempt = method(dynamics, step, _moving(step, h), None if step.fresh else slope, False)
+        attempt = method(dynamics, step, moving(step, h), None if step.fresh else slope, False)
         following = attempt.h
         if step.standing is not None:
             following = torch.where(step.standing.unsqueeze(-1), h, following)
@@ -92,10 +127,3 @@ def run_steps(
         h, slope = following, attempt.slope
     return h, slope, outputs
 
-
-def _moving(step: Step, h: Tensor) -> Tensor:
-    """The states to step from: a sample that stands still is given the state of one that moves, so that
-    nothing infinite is evaluated in its name, which would turn a gradient of zero into NaN."""
-    if step.standing is None:
-        return h
-    return torch.where(step.standing.unsqueeze(-1), h.detach().reshape(-1, h.shape[-1])[step.mover], h)

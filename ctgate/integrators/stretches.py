@@ -17,31 +17,49 @@ from ctgate.controls.base import concrete
 from ctgate.integrators.dynamics import Dynamics
 from ctgate.integrators.exponential import relax
 from ctgate.integrators.grid import FixedSteps, Step
-from ctgate.integrators.recorder import AcceptedStep, Keep, Output
-from ctgate.kernels.fused import Rule, Stretch, unroll
+from ctgate.integrators.recorder import AcceptedStep, Keep, Output, Rows, every_node
+from ctgate.kernels.fused import Rule, Stretch
 from ctgate.kernels.switch import fast_paths
 from ctgate.problem import Method, ODEProblem
 
+# Numbers that the evaluations of a stretch may keep, about, and the most steps.
+_ROOM, _STEPS = 2**24, 1024
+
+
+def longest(prob: ODEProblem) -> int:
+    """How many steps are taken together."""
+    weights = (p for name, p in prob.field.named_parameters() if name.endswith("weight_hh"))
+    rows = next(weights).shape[0]
+    return max(1, min(_STEPS, _ROOM // max(1, 2 * rows * prob.h0[..., 0].numel())))
+
 
 def fusable(prob: ODEProblem) -> bool:
-    """Whether a problem's steps can be taken by a fused cell here and now."""
+    """Whether a problem's field can be evaluated by its fused cell here and now."""
+    return prob.field.fusable and _ready(prob)
+
+
+def _ready(prob: ODEProblem) -> bool:
     kind = prob.h0.device.type
     return (
         fast_paths()
-        and prob.field.fusable
         and prob.h0.dtype in (torch.float32, torch.float64)
         and forward_ad._current_level < 0
         and not torch.is_autocast_enabled(kind)
     )
 
 
+def transformed() -> bool:
+    """Whether a transform of ``torch.func`` is at work."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
 def take_fused(
     dynamics: Dynamics, rule: Rule, steps: Sequence[Step], h: Tensor, keep: Keep
-) -> tuple[Tensor, list[Output]] | None:
+) -> tuple[Tensor, Sequence[Output]] | None:
     """Take these steps from ``h``; return the last state and what ``keep`` wants of each step, or None where
     they are left to the plain ones."""
     prob = dynamics.prob
-    if not fusable(prob):
+    if len(steps) < 2 or not (prob.field.unrolls and _ready(prob)):
         return None
     ends, dts, own = _sizes(steps, h)
     us = _inputs(prob, steps, ends, h)
@@ -49,12 +67,15 @@ def take_fused(
     names = tuple(named)
     stretch = Stretch(prob.field.fuse, names, rule, dts, PlainSteps(prob, rule, dts))
     flat = h.reshape(-1, h.shape[-1])
-    states = unroll(stretch, us, flat, own, [named[name] for name in names])
+    states = prob.field.unroll(stretch, us, flat, own, [named[name] for name in names])
     # What is not finite once stays so.
     if concrete(torch.isfinite(states[-1].detach()).all()) == 0.0:
         return None
     dynamics.count(len(steps))
-    rows = states.view(len(states), *h.shape).unbind(0)
+    states = states.view(len(states), *h.shape)
+    if keep is every_node:
+        return states[-1], Rows([stop for _, stop in ends], states[1:], states)
+    rows = states.unbind(0)
     outputs: list[Output] = []
     for (start, stop), left, right in zip(ends, rows[:-1], rows[1:], strict=True):
         outputs.extend(keep(AcceptedStep(start, stop, left, right, None)))

@@ -16,19 +16,19 @@ from ctgate.algorithms import FixedStepAlgorithm, NativeAdaptiveAlgorithm
 from ctgate.integrators import torchdiffeq
 from ctgate.integrators.adaptive import AdaptiveLoop
 from ctgate.integrators.dynamics import Dynamics
-from ctgate.integrators.frames import SharedFrame
+from ctgate.integrators.frames import Frame, SharedFrame
+from ctgate.integrators.fused_runge_kutta import FusedAttempts
 from ctgate.integrators.grid import FixedSteps, Interval, Intervals, Step
+from ctgate.integrators.known import known_steps, outputs_of
 from ctgate.integrators.method import Method
 from ctgate.integrators.recorder import AcceptedStep, Keep, Output, Recorder
-from ctgate.integrators.steppers import method_of, run_steps
+from ctgate.integrators.steppers import fused_attempts, method_of, run_steps, stretch_length
 from ctgate.integrators.torchdiffeq import Progress, TorchdiffeqAlgorithm
 from ctgate.retcode import Halt, ReturnCode
 from ctgate.sensealg.retake import Retaker
 
 # What torch says where nothing can be computed again in a backward pass.
 _NO_HOOKS = ("saved tensor hooks", "functorch transform")
-# Fixed-step methods look at the state this often: a divergence costs at most this many steps.
-_LOOK = 64
 
 
 def run_fixed(
@@ -43,7 +43,7 @@ def run_fixed(
     method = method_of(alg)
     plan = FixedSteps(cuts, alg.dt, resolution)
     allowed = len(plan) if recorder.max_steps is None else min(len(plan), recorder.max_steps)
-    unchecked = 1 if recorder.watched else _LOOK
+    unchecked = 1 if recorder.watched else stretch_length(dynamics.prob, method)
     size = unchecked if checkpoints is None else -(-allowed // checkpoints)
     h = dynamics.prob.h0
     retaker = Retaker(dynamics, method, recorder.keep)
@@ -71,10 +71,12 @@ def run_adaptive(
     """Integrate with an adaptive method of our own; all samples take the same steps."""
     control = dynamics.prob.control
     jumps = control is not None and not control.continuous
-    frame = SharedFrame(cuts, jumps, recorder.keep, recorder.observe)
     limit = float("inf") if recorder.max_steps is None else recorder.max_steps
     method = method_of(alg)
-    loop = AdaptiveLoop(dynamics, alg, method, frame, tolerances, limit)
+    fused = fused_attempts(dynamics.prob, method)
+    remember = fused is not None and checkpoints is None
+    frame = SharedFrame(cuts, jumps, recorder.keep, recorder.observe, remember)
+    loop = adaptive_loop(dynamics, alg, frame, tolerances, limit, fused)
     cut_short: Halt | KeyboardInterrupt | None = None
     try:
         loop.run(dynamics.prob.h0)
@@ -84,12 +86,35 @@ def run_adaptive(
         raise untransformable(error, alg) from error
     recorder.stats.rejected = loop.rejected
     # Also when the pass was cut short: what it reached is the good part.
-    outputs = frame.outputs
+    outputs: Sequence[Output] = frame.outputs
     if frame.tracked:
-        outputs = replay(dynamics, method, frame.taken, checkpoints, recorder.keep)
+        states = None
+        if fused is not None and frame.taken and len(frame.nodes) == len(frame.taken):
+            states = known_steps(dynamics, fused.tableau, frame.taken, dynamics.prob.h0, torch.stack(frame.nodes))
+        if states is None:
+            outputs = replay(dynamics, method, frame.taken, checkpoints, recorder.keep)
+        else:
+            outputs = outputs_of(frame.taken, dynamics.prob.h0, states, recorder.keep)
     recorder.outputs.extend(outputs)
     if cut_short is not None:
         raise cut_short
+
+
+def adaptive_loop(
+    dynamics: Dynamics,
+    alg: NativeAdaptiveAlgorithm,
+    frame: Frame,
+    tolerances: tuple[float, float],
+    limit: float,
+    fused: FusedAttempts | None,
+) -> AdaptiveLoop:
+    """The loop that finds steps, with fused attempts where there are any."""
+    if fused is None:
+        return AdaptiveLoop(dynamics, alg, method_of(alg), frame, tolerances, limit)
+    # Values only: they do not show what wants a gradient.
+    parameters = dynamics.prob.named_parameters().values()
+    frame.tracked = torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
+    return AdaptiveLoop(dynamics, alg, fused, frame, tolerances, limit, fused.slope)
 
 
 def run_torchdiffeq(
@@ -161,5 +186,5 @@ def replay(
         # again in the backward pass; autograd follows the steps as they run.
         if checkpoints is not None or not any(sign in str(error) for sign in _NO_HOOKS):
             raise
-        _, _, kept = run_steps(dynamics, method, taken, dynamics.prob.h0, None, keep)
+        kept = list(run_steps(dynamics, method, taken, dynamics.prob.h0, None, keep)[2])
     return kept

@@ -13,15 +13,15 @@ from torch import Tensor
 
 from ctgate.algorithms import FixedStepAlgorithm, NativeAdaptiveAlgorithm
 from ctgate.dense import Ends, slopes_of_steps, take_nodes
-from ctgate.integrators.adaptive import AdaptiveLoop
 from ctgate.integrators.dynamics import Dynamics
 from ctgate.integrators.frames import SampleFrame
+from ctgate.integrators.known import known_steps
 from ctgate.integrators.method import Method
-from ctgate.integrators.recorder import AcceptedStep, Output, Recorder
+from ctgate.integrators.recorder import Output, Recorder, every_node
 from ctgate.integrators.samples import Integers, Plan, SampleGrid, fixed_plan
-from ctgate.integrators.steppers import method_of, run_steps
+from ctgate.integrators.steppers import fused_attempts, method_of, run_steps
 from ctgate.retcode import Halt, ReturnCode
-from ctgate.sensealg.discrete import replay, untransformable
+from ctgate.sensealg.discrete import adaptive_loop, replay, untransformable
 from ctgate.sensealg.retake import Retaker
 
 # How often fixed steps look whether any sample is still finite.
@@ -57,10 +57,6 @@ def run_samples(
         raise untransformable(error, alg) from error
 
 
-def _every_node(step: AcceptedStep) -> list[Output]:
-    return [Output(step.stop, step.right)]
-
-
 def _run_adaptive(
     dynamics: Dynamics,
     alg: NativeAdaptiveAlgorithm,
@@ -72,7 +68,8 @@ def _run_adaptive(
     frame = SampleFrame(grid, dynamics.prob.h0.detach(), recorder.observe_samples)
     limit = float("inf") if recorder.max_steps is None else recorder.max_steps
     method = method_of(alg)
-    loop = AdaptiveLoop(dynamics, alg, method, frame, tolerances, limit)
+    fused = fused_attempts(dynamics.prob, method)
+    loop = adaptive_loop(dynamics, alg, frame, tolerances, limit, fused)
     try:
         loop.run(dynamics.prob.h0)
     except Halt as halt:
@@ -81,15 +78,20 @@ def _run_adaptive(
         frame.fail(loop.alive, ReturnCode.INTERRUPTED, lambda lane: "the solve was interrupted")
     recorder.stats.rejected = loop.rejected
     plan, reached = frame.plan()
-    if frame.tracked or grid.moving:
-        outputs = replay(dynamics, method, plan.steps, checkpoints, _every_node)
-        ts, hs = _nodes(grid, dynamics.prob.h0, outputs)
-    else:
-        times = np.concatenate([plan.start[:1], plan.stop]) if len(plan) else grid.numbers[:1]
-        ts = grid.tensor(times)
-        index = grid.tensor(reached).unsqueeze(-1)
-        states = torch.stack(frame.states)
-        hs = states.gather(0, index.expand(*index.shape[:-1], states.shape[-1]))
+    times = np.concatenate([plan.start[:1], plan.stop]) if len(plan) else grid.numbers[:1]
+    index = grid.tensor(reached).unsqueeze(-1)
+    states = torch.stack(frame.states)
+    hs = states.gather(0, index.expand(*index.shape[:-1], states.shape[-1]))
+    if not frame.tracked and not grid.moving:
+        return SampleRun(grid.tensor(times), hs, frame.codes, frame.details)
+    known = None
+    if fused is not None and checkpoints is None and not grid.moving and len(plan):
+        known = known_steps(dynamics, fused.tableau, plan.steps, dynamics.prob.h0, hs[1:])
+    if known is not None:
+        hs = torch.cat((dynamics.prob.h0[None], known))
+        return SampleRun(grid.tensor(times), hs, frame.codes, frame.details)
+    outputs = replay(dynamics, method, plan.steps, checkpoints, every_node)
+    ts, hs = _nodes(grid, dynamics.prob.h0, outputs)
     return SampleRun(ts, hs, frame.codes, frame.details)
 
 
@@ -147,14 +149,17 @@ def _take(
     recorder: Recorder | None,
     checkpoints: int | None,
 ) -> None:
-    """Take the steps of a plan, one by one or in stretches between checkpoints; the recorder looks on."""
-    size = 1 if checkpoints is None else max(1, -(-len(plan) // checkpoints))
-    retaker = Retaker(dynamics, method, _every_node)
+    """Take the steps of a plan, in stretches; the recorder looks on."""
+    if checkpoints is not None:
+        size = max(1, -(-len(plan) // checkpoints))
+    else:
+        size = 1 if recorder is not None and recorder.watched else _LOOK
+    retaker = Retaker(dynamics, method, every_node)
     h = dynamics.prob.h0
     for first in range(0, len(plan), size):
         part = plan.steps[first : first + size]
         if checkpoints is None:
-            h, _, taken = run_steps(dynamics, method, part, h, None, _every_node)
+            h, _, taken = run_steps(dynamics, method, part, h, None, every_node)
         else:
             h, _, taken = retaker.take(part, h, None)
         for number, output in enumerate(taken, first):

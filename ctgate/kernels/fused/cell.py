@@ -87,7 +87,7 @@ class FusedCell(abc.ABC):
 
     @abc.abstractmethod
     def cotangents(self, steps: int, samples: int) -> Tensor:
-        """Room for the cotangents of what the weights multiply, (step, sample, rows)."""
+        """Room for the cotangents of what the weights multiply, (step, sample, ...)."""
 
     @abc.abstractmethod
     def pull(self, factors: Parts, a: Tensor, pre: Tensor, out: Tensor) -> None:

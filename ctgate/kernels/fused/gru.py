@@ -32,6 +32,7 @@ class GRUAfter(RelaxingCell):
     def __init__(self, parameters: Mapping[str, Tensor], tau: Tensor, eps: float | None) -> None:
         super().__init__(parameters, tau, eps)
         self.own = self._turned(parameters["weight_hh"], -2)
+        self.own_blocks = self.own.chunk(3)
         self.external = self._turned(parameters["weight_ih"], -2)
         bias_ih, bias_hh = parameters.get("bias_ih"), parameters.get("bias_hh")
         self.gate_bias = self.seen_bias = self.own_bias = None
@@ -84,12 +85,11 @@ class GRUAfter(RelaxingCell):
         layer normalisation r and what it multiplies are reached from n, behind it."""
         own, *candidate = parts
         r, gate, seen = own.chunk(3, -1)
-        stay, opening, through = self.slopes(parts, h, scale, rule)
-        blocks = own.new_empty(*own.shape[:-1], 4, self.hidden)
+        blocks = self._blocks(4, *own.shape[:-1])
         to_r, to_z, to_seen, to_n = blocks.unbind(-2)
-        to_n.copy_(through)
+        stay, opening, _ = self.slopes(parts, h, scale, rule, to_n)
         if self.norm is None:
-            torch.mul(through, r, out=to_seen)
+            torch.mul(to_n, r, out=to_seen)
         else:
             to_seen.copy_(r)
         torch.mul(to_seen, seen, out=to_r)
@@ -97,34 +97,39 @@ class GRUAfter(RelaxingCell):
         torch.addcmul(opening, opening, gate, value=-1.0, out=to_z)
         return (blocks, stay) if self.norm is None else (blocks, stay, *candidate)
 
+    def _blocks(self, count: int, steps: int, samples: int) -> Tensor:
+        """(step, sample, block, hidden), in memory block after block: what all blocks are multiplied with is
+        then read without gaps."""
+        return self.own.new_empty(count, steps, samples, self.hidden).permute(1, 2, 0, 3)
+
     def cotangents(self, steps: int, samples: int) -> Tensor:
         """Of r, z, what r multiplies, n's pre-activation, and with layer normalisation its argument."""
-        return self.own.new_empty(steps, samples, (4 if self.norm is None else 5) * self.hidden)
+        return self._blocks(4 if self.norm is None else 5, steps, samples)
 
     def pull(self, factors: Parts, a: Tensor, pre: Tensor, out: Tensor) -> None:
         """Factors, then the product with the weights."""
         blocks, stay, *candidate = factors
-        rows = pre.view(*pre.shape[:-1], -1, self.hidden)
-        torch.mul(a.unsqueeze(-2), blocks, out=rows[..., :4, :])
+        torch.mul(a.unsqueeze(-2), blocks, out=pre[..., :4, :])
         if self.norm is not None:
-            rows[..., 4, :] = rows[..., 3, :]
-            n = self.through_norm(rows[..., 4, :], tuple(candidate))
-            rows[..., 3, :] = n
-            torch.mul(n.unsqueeze(-2), blocks[..., ::2, :], out=rows[..., :3:2, :])
+            pre[..., 4, :] = pre[..., 3, :]
+            n = self.through_norm(pre[..., 4, :].contiguous(), tuple(candidate))
+            pre[..., 3, :] = n
+            torch.mul(n.unsqueeze(-2), blocks[..., ::2, :], out=pre[..., :3:2, :])
         out.addcmul_(a, stay)
-        add_product(out, pre[..., : 3 * self.hidden], self.own)
+        for rows, weight in zip(pre.unbind(-2), self.own_blocks, strict=False):
+            add_product(out, rows, weight)
 
     def push(self, factors: Parts, v: Tensor, pre: Tensor, out: Tensor) -> None:
         """The product with the weights, then factors."""
         blocks, stay, *candidate = factors
-        rows = pre.view(*pre.shape[:-1], -1, self.hidden)
-        add_product(pre[..., : 3 * self.hidden], v, self.own.mT)
+        for rows, weight in zip(pre.unbind(-2), self.own_blocks, strict=False):
+            add_product(rows, v, weight.mT)
         if self.norm is not None:
-            rows[..., :3:2, :] *= blocks[..., ::2, :]
-            n = rows[..., 0, :] + rows[..., 2, :] + rows[..., 3, :]
-            torch.add(rows[..., 4, :], self.norm.push(n, tuple(candidate)), out=rows[..., 3, :])
-            rows, blocks = rows[..., 1:4:2, :], blocks[..., 1::2, :]
-        out.addcmul_(v, stay).add_(rows.mul_(blocks).sum(-2))
+            pre[..., :3:2, :] *= blocks[..., ::2, :]
+            n = pre[..., 0, :] + pre[..., 2, :] + pre[..., 3, :]
+            torch.add(pre[..., 4, :], self.norm.push(n, tuple(candidate)), out=pre[..., 3, :])
+            pre, blocks = pre[..., 1:4:2, :], blocks[..., 1::2, :]
+        out.addcmul_(v, stay).add_(pre.mul_(blocks).sum(-2))
 
     def gradients(
         self,
@@ -138,21 +143,29 @@ class GRUAfter(RelaxingCell):
         keep: int,
         wants_input: bool,
     ) -> tuple[Gradients, Tensor | None]:
-        """One product per weight, two for the input's, whose rows meet different things."""
-        size, gates = self.hidden, 2 * self.hidden
-        own, cut, n = pre[..., : 3 * size], pre[..., :gates], pre[..., 3 * size : 4 * size]
-        found = {"weight_hh": self._turned(outer(own, h, keep), -2)}
+        """A product per block of rows; the biases are weights of an input that is 1."""
+        r, z, own, n, *y = pre.unbind(-2)
+        found = {"weight_hh": self._joined([outer(rows, h, keep) for rows in (r, z, own)])}
+        one = h.new_ones(()).expand(*h.shape[:-1], 1)
+        seen = one if us is None else torch.cat((us, one), -1)
+        external = self._joined([outer(rows, seen, keep) for rows in (r, z, n)])
+        found["weight_ih"] = external[..., :-1]
         if self.own_bias is not None:
-            sums = total(pre[..., : 4 * size], keep)
-            found["bias_hh"] = self._turned(sums[..., : 3 * size])
-            found["bias_ih"] = self._turned(torch.cat((sums[..., :gates], sums[..., 3 * size :]), -1))
-        seen = h.new_empty(*h.shape[:-1], 0) if us is None else us
-        found["weight_ih"] = self._turned(torch.cat((outer(cut, seen, keep), outer(n, seen, keep)), -2), -2)
-        found |= self.norm_gradients(pre[..., 4 * size :], parts, keep)
+            bias = external[..., -1]
+            found["bias_ih"] = bias
+            cut = bias[..., : 2 * self.hidden]
+            found["bias_hh"] = torch.cat((cut, total(own, keep)), -1)
+        if self.norm is not None:
+            found |= self.norm_gradients(y[0], parts, keep)
         found |= self.tau_gradients(parts, a, h, scale, rule, keep)
         if not wants_input:
             return found, None
-        return found, cut @ self.external[:gates] + n @ self.external[gates:]
+        weights = self.external.chunk(3)
+        return found, r @ weights[0] + z @ weights[1] + n @ weights[2]
+
+    def _joined(self, blocks: list[Tensor]) -> Tensor:
+        """Blocks of rows (..., hidden, columns) as the rows of a parameter."""
+        return self._turned(torch.cat(blocks, -2), -2)
 
     def sources(
         self,
@@ -164,21 +177,20 @@ class GRUAfter(RelaxingCell):
         scale: Scale,
         rule: Rule,
     ) -> tuple[Tensor, Tensor | None]:
-        """One product per weight, two for the input's."""
-        size, gates = self.hidden, 2 * self.hidden
-        along = {name: self._turned(x, 0) for name, x in direction.items() if name in _TURNED}
-        still = self.own.new_zeros(3 * size)
-        bias_ih, bias_hh = (along.get(name, still) for name in ("bias_ih", "bias_hh"))
-        weight = along.get("weight_ih")
-        pre = self.cotangents(*h.shape[:2])
-        for rows, which, bias in (
-            (pre[..., :gates], slice(gates), (bias_ih + bias_hh)[:gates]),
-            (pre[..., 3 * size : 4 * size], slice(gates, None), bias_ih[gates:]),
+        """A product per block of rows."""
+        along = {name: self._turned(x, 0).chunk(3) for name, x in direction.items() if name in _TURNED}
+        pre = self.cotangents(*h.shape[:2]).zero_()
+        r, z, own, n, *y = pre.unbind(-2)
+        none = (None, None, None)
+        weights, biases = along.get("weight_hh", none), along.get("bias_hh", none)
+        for rows, weight, bias in zip((r, z, own), weights, biases, strict=True):
+            add_rows(rows, h, weight, bias)
+        weights, biases = along.get("weight_ih", none), along.get("bias_ih", none)
+        for rows, weight, bias, through in zip(
+            (r, z, n), weights, biases, self.external.chunk(3), strict=True
         ):
-            own = None if weight is None else weight[which]
-            begin_along(rows, us, own, bias, self.external[which], dus)
-        fill(pre[..., gates : 3 * size], bias_hh[gates:])
-        if "weight_hh" in along:
-            add_product(pre[..., : 3 * size], h, along["weight_hh"].mT)
-        self.norm_sources(direction, parts, pre[..., 4 * size :])
+            add_rows(rows, us, weight, bias)
+            add_rows(rows, dus, through)
+        if self.norm is not None:
+            self.norm_sources(direction, parts, y[0])
         return pre, self.tau_sources(direction, parts, h, scale, rule)

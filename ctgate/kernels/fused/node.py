@@ -78,8 +78,10 @@ class _Unroll(torch.autograd.Function):
             return (None,) * (4 + ctx.count)
         us, h0, dts, *rest = ctx.saved_tensors
         wanted = ctx.needs_input_grad[1:4]
-        found = _Reverse.apply(ctx.stretch, wanted, 0, ctx.count, cotangent, us, h0, dts, *rest)  # type: ignore[no-untyped-call]
-        return None, *found
+        found: tuple[Any, ...] = _Reverse.apply(  # type: ignore[no-untyped-call]
+            ctx.stretch, wanted, 0, ctx.count, cotangent, us, h0, dts, *rest
+        )
+        return (None, *found)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], stretch: Stretch, *tensors: Any) -> Any:
@@ -136,10 +138,10 @@ class _Reverse(torch.autograd.Function):
             full: list[Any] = [None] * len(tensors)
             for k, value in zip(there, values, strict=True):
                 full[k] = value
-            found = _plain_gradients(ctx.stretch, ctx.keep, *full)
+            found: tuple[Any, ...] = _plain_gradients(ctx.stretch, ctx.keep, *full)
             return tuple(found[k] for k in asked)
 
-        _, pull = vjp(gradients, *(tensors[k] for k in there))
+        pull: Any = vjp(gradients, *(tensors[k] for k in there))[1]
         result: list[Any] = [None] * (ctx.total - 4)
         for k, gradient in zip(there, pull(tuple(tangents[k] for k in asked)), strict=True):
             result[k] = gradient
@@ -168,10 +170,9 @@ class _Reverse(torch.autograd.Function):
         places = (1, 1, 0, 1)
         folded = _fold(tensors[:4], dims[:4], size, places)
         kept = _fold(tensors[4 + count :], dims[4 + count :], size, (1,) * (len(tensors) - 4 - count))
-        outputs = _Reverse.apply(  # type: ignore[no-untyped-call]
+        inputs, start, slopes, *found = _Reverse.apply(  # type: ignore[no-untyped-call]
             stretch, wanted, size * max(keep, 1), count, *folded, *tensors[4 : 4 + count], *kept
         )
-        inputs, start, slopes, *found = outputs
         opened: list[tuple[Tensor | None, int | None]] = [
             (None, None) if x is None else (_unfold(x, size, place), place)
             for x, place in ((inputs, 1), (start, 0), (slopes, 1))

@@ -63,12 +63,14 @@ class RelaxingCell(FusedCell):
         else:
             torch.lerp(h, target, rule.weight(scaled(gate, scale)), out=out)
 
-    def slopes(self, parts: Parts, h: Tensor, scale: Scale, rule: Rule) -> tuple[Tensor, Tensor, Tensor]:
+    def slopes(
+        self, parts: Parts, h: Tensor, scale: Scale, rule: Rule, out: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The derivatives of what :meth:`advance` gave: by h with gate and candidate held, by the logarithm
-        of the gate, and by the candidate's argument, normalised if it is."""
+        of the gate, and by the candidate's argument, normalised if it is, in ``out`` where that is given."""
         target = self.candidate(parts)
         weight, bend = rule.weights(scaled(self.gate(parts), scale))
-        through = torch.addcmul(weight, weight * target, target, value=-1.0)
+        through = torch.addcmul(weight, weight * target, target, value=-1.0, out=out)
         return rule.keep - weight, bend * (target - h), through
 
     def stretch(self, parts: Parts, h: Tensor, scale: Scale, rule: Rule) -> Tensor:

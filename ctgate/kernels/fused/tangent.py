@@ -71,7 +71,8 @@ def push_block(cell: FusedCell, factors: Parts, vectors: Tensor) -> Tensor:
     r"""Tangents (block, sample, state) carried forwards over the steps that ``factors`` are of,
     :math:`J_{l} \cdots J_k v` with the Jacobians of the steps."""
     samples = factors[0].shape[1]
-    room = cell.cotangents(1, len(vectors) * samples).view(len(vectors), samples, -1)
+    room = cell.cotangents(1, len(vectors) * samples)
+    room = room.view(len(vectors), samples, *room.shape[2:])
     before, after = vectors.clone(memory_format=torch.contiguous_format), torch.empty_like(vectors)
     for own in per_step(factors):
         cell.push(own, before, room.zero_(), after.zero_())
@@ -83,7 +84,8 @@ def pull_block(cell: FusedCell, factors: Parts, vectors: Tensor) -> Tensor:
     r"""Cotangents (block, sample, state) carried backwards over the same steps, :math:`J_k^\top \cdots
     J_l^\top a`."""
     samples = factors[0].shape[1]
-    room = cell.cotangents(1, len(vectors) * samples).view(len(vectors), samples, -1)
+    room = cell.cotangents(1, len(vectors) * samples)
+    room = room.view(len(vectors), samples, *room.shape[2:])
     after, before = vectors.clone(memory_format=torch.contiguous_format), torch.empty_like(vectors)
     for own in reversed(list(per_step(factors))):
         cell.pull(own, after, room, before.zero_())
