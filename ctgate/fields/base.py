@@ -11,7 +11,7 @@ from torch.func import vmap
 
 from ctgate.fields.jacobian import Jacobian, pullback, unit_vectors
 from ctgate.kernels import AutogradLinearization, Linearization
-from ctgate.kernels.fused import FusedCell
+from ctgate.kernels.fused import FusedCell, Stretch, unroll
 
 # One time, or a column with one time per sample.
 Time = float | Float[Tensor, ""] | Float[Tensor, "*#batch 1"]
@@ -191,6 +191,23 @@ class VectorField(nn.Module, abc.ABC):
         Source: THEORY.md 19.
         """
         raise NotImplementedError(f"{type(self).__name__} is not fusable")
+
+    @property
+    def unrolls(self) -> bool:
+        """Whether :meth:`unroll` can be called."""
+        return self.fusable
+
+    def unroll(
+        self,
+        stretch: Stretch,
+        us: Tensor | None,
+        h0: Tensor,
+        dts: Tensor | None,
+        parameters: Sequence[Tensor],
+    ) -> Tensor:
+        """The states of many steps, (step + 1, sample, state), as :func:`ctgate.kernels.fused.unroll` has
+        them; a field whose state is more than that of a cell has a loop of its own."""
+        return unroll(stretch, us, h0, dts, parameters)
 
     def of_sample(self, sample: tuple[int, ...]) -> "VectorField":
         """This field as one sample of the batch sees it, alone: itself, unless it holds something of each

@@ -11,6 +11,8 @@ from torch.func import vmap
 from ctgate.fields import VectorField
 from ctgate.fields.base import Gates, Time
 from ctgate.fields.jacobian import unit_vectors
+from ctgate.integrators.stretches import transformed
+from ctgate.kernels.fused import EULER, Stretch, run_tangent
 from ctgate.problem import ODEProblem
 
 Unpack = Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]]
@@ -129,6 +131,32 @@ class DirectedTangents(TangentField):
     def __init__(self, base: VectorField, size: int, count: int, directions: Mapping[str, Tensor]) -> None:
         super().__init__(base, size, count)
         self.directions = dict(directions)
+
+    @property
+    def unrolls(self) -> bool:
+        """Where the field has a fused cell and no derivatives are taken of the tangents."""
+        return self.base.fusable and not torch.is_grad_enabled() and not transformed()
+
+    def unroll(
+        self,
+        stretch: Stretch,
+        us: Tensor | None,
+        h0: Tensor,
+        dts: Tensor | None,
+        parameters: Sequence[Tensor],
+    ) -> Tensor:
+        """Euler's steps of states and tangents together. Those of exponential Euler are plain: the derivative
+        of its step is not the step of the tangents, which holds the rate."""
+        pairs = dict(zip(stretch.names, parameters, strict=True))
+        if stretch.rule != EULER:
+            return stretch.plain(pairs, us, h0, dts)
+        cell = self.base.fuse({name.removeprefix("base."): value for name, value in pairs.items()})
+        state, tangents = self.split(h0)
+        directions = [
+            {name: values[k] for name, values in self.directions.items()} for k in range(self.count)
+        ]
+        hs, vs = run_tangent(cell, us, state, stretch.sizes(dts), EULER, directions, tangents.movedim(-2, 0))
+        return torch.cat((hs, vs.movedim(1, -2).flatten(-2)), -1)
 
     def tangent_slopes(self, t: Time, h: Tensor, u: Tensor | None, tangents: Tensor) -> Tensor:
         """A s_j + B v_j."""

@@ -179,18 +179,17 @@ class GRUAfter(RelaxingCell):
     ) -> tuple[Tensor, Tensor | None]:
         """A product per block of rows."""
         along = {name: self._turned(x, 0).chunk(3) for name, x in direction.items() if name in _TURNED}
-        pre = self.cotangents(*h.shape[:2]).zero_()
+        pre = self.cotangents(*h.shape[:2])
         r, z, own, n, *y = pre.unbind(-2)
-        none = (None, None, None)
-        weights, biases = along.get("weight_hh", none), along.get("bias_hh", none)
-        for rows, weight, bias in zip((r, z, own), weights, biases, strict=True):
-            add_rows(rows, h, weight, bias)
-        weights, biases = along.get("weight_ih", none), along.get("bias_ih", none)
-        for rows, weight, bias, through in zip(
-            (r, z, n), weights, biases, self.external.chunk(3), strict=True
-        ):
-            add_rows(rows, us, weight, bias)
-            add_rows(rows, dus, through)
+        still = (self.own.new_zeros(self.hidden),) * 3
+        seen, kept = (along.get(name, still) for name in ("bias_ih", "bias_hh"))
+        biases = (seen[0] + kept[0], seen[1] + kept[1], seen[2])
+        weights, through = along.get("weight_ih", (None,) * 3), self.external.chunk(3)
+        for rows, *rest in zip((r, z, n), weights, biases, through, strict=True):
+            begin_along(rows, us, *rest, dus)
+        fill(own, kept[2])
+        for rows, weight in zip((r, z, own), along.get("weight_hh", ()), strict=False):
+            add_product(rows, h, weight.mT)
         if self.norm is not None:
             self.norm_sources(direction, parts, y[0])
         return pre, self.tau_sources(direction, parts, h, scale, rule)
