@@ -3,6 +3,7 @@
 import abc
 import math
 from collections.abc import Mapping, Sequence
+from types import NoneType
 
 import torch
 from torch import Tensor, nn
@@ -205,10 +206,17 @@ class Cell(VectorField, abc.ABC):
 
     @property
     def fusable(self) -> bool:
-        """Whether the parameters are those that the fused cell knows."""
-        own = {name for name, parameter in self._parameters.items() if parameter is not None}
-        known = own | {f"layernorm.{name}" for name in ("weight", "bias")}
-        return self.fused_cell is not None and known >= {name for name, _ in self.named_parameters()}
+        """Whether the parameters are those that the fused cell knows, and no others: none made a buffer, used
+        twice, or computed by a parametrization."""
+        kind, norm = self.fused_cell, self.layernorm
+        if kind is None or kind.names != self._parameters.keys():
+            return False
+        if type(norm) not in (NoneType, nn.LayerNorm):
+            return False
+        known = {name for name, parameter in self._parameters.items() if parameter is not None}
+        if norm is not None:
+            known |= {"layernorm.weight", "layernorm.bias"}
+        return known == {name for name, _ in self.named_parameters()}
 
     def fuse(self, parameters: Mapping[str, Tensor]) -> FusedCell:
         """The fused cell with these parameters."""

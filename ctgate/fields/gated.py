@@ -12,6 +12,7 @@ from ctgate.fields.base import Gates, Time
 from ctgate.fields.cell import Cell
 from ctgate.fields.jacobian import Jacobian, scale_rows
 from ctgate.kernels import Linearization, Own, Product, Scale, Spread
+from ctgate.kernels.fused import FusedCell, OneGateCell
 
 
 class OneGate(Cell, abc.ABC):
@@ -110,6 +111,11 @@ class OneGate(Cell, abc.ABC):
         if self.log_tau is not None:
             edges.append(Own("log_tau", "hidden'", -slope))
         return self.products(t, h, u, slope, edges)
+
+    @property
+    def fused_cell(self) -> type[FusedCell]:
+        """One product for gate and candidate."""
+        return OneGateCell
 
     def gates(
         self, t: Time, h: Float[Tensor, "*batch state"], u: Float[Tensor, "*#batch channel"] | None = None

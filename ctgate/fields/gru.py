@@ -10,7 +10,7 @@ from ctgate.fields.interop import TorchCell, layers_from_torch
 from ctgate.fields.jacobian import Jacobian, scale_columns, scale_rows
 from ctgate.fields.stack import Stack
 from ctgate.kernels import Edge, Linearization, Own, Product, Scale
-from ctgate.kernels.fused import FusedCell, GRUAfter
+from ctgate.kernels.fused import FusedCell, GRUAfter, GRUBefore
 
 
 class GRU(TorchCell):
@@ -204,9 +204,9 @@ class GRU(TorchCell):
         ]
 
     @property
-    def fused_cell(self) -> type[FusedCell] | None:
+    def fused_cell(self) -> type[FusedCell]:
         """By the reset convention."""
-        return GRUAfter if self.reset == "after" else None
+        return GRUAfter if self.reset == "after" else GRUBefore
 
     def gates(
         self, t: Time, h: Float[Tensor, "*batch state"], u: Float[Tensor, "*#batch channel"] | None = None

@@ -1,6 +1,6 @@
 """A leaky unit: one constant gate."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from jaxtyping import Float
@@ -12,6 +12,7 @@ from ctgate.fields.base import Gates, Time
 from ctgate.fields.cell import Cell
 from ctgate.fields.jacobian import Jacobian, scale_rows
 from ctgate.kernels import Linearization, Own, Product, Scale
+from ctgate.kernels.fused import FusedCell, OneGateCell
 
 
 class Leaky(Cell):
@@ -136,6 +137,16 @@ class Leaky(Cell):
         if self.log_tau is not None:
             edges.append(Own("log_tau", "hidden'", -slope))
         return self.products(t, h, u, slope, edges)
+
+    @property
+    def fused_cell(self) -> type[FusedCell] | None:
+        """Only with ``phi`` = ``torch.tanh``."""
+        return OneGateCell if self.phi is torch.tanh else None
+
+    def fuse(self, parameters: Mapping[str, Tensor]) -> FusedCell:
+        """The fused cell without a gate, whose rate is that of a time unit tau / alpha."""
+        eps = None if self.layernorm is None else self.layernorm.eps
+        return OneGateCell(parameters, self.tau_of(parameters) / self.alpha, eps)
 
     def gates(
         self, t: Time, h: Float[Tensor, "*batch state"], u: Float[Tensor, "*#batch channel"] | None = None

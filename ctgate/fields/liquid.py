@@ -9,6 +9,7 @@ from ctgate.fields.base import Gates, Time
 from ctgate.fields.cell import Cell
 from ctgate.fields.jacobian import Jacobian, scale_rows
 from ctgate.kernels import Linearization, Own, Product, Scale
+from ctgate.kernels.fused import FusedCell, LiquidCell
 
 
 class LTC(Cell):
@@ -117,6 +118,11 @@ class LTC(Cell):
         if self.log_tau is not None:
             edges.append(Own("log_tau", "hidden'", pace * h))
         return self.products(t, h, u, pull - pace * h, edges)
+
+    @property
+    def fused_cell(self) -> type[FusedCell]:
+        """One product."""
+        return LiquidCell
 
     def gates(
         self, t: Time, h: Float[Tensor, "*batch state"], u: Float[Tensor, "*#batch channel"] | None = None

@@ -75,7 +75,7 @@ class _Unroll(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor | None, *parts: None) -> tuple[Any, ...]:
         if cotangent is None:
-            return (None,) * (4 + ctx.count)
+            return (None, None, None, None, *(None for _ in range(ctx.count)))
         us, h0, dts, *rest = ctx.saved_tensors
         wanted = ctx.needs_input_grad[1:4]
         found: tuple[Any, ...] = _Reverse.apply(  # type: ignore[no-untyped-call]
@@ -133,6 +133,8 @@ class _Reverse(torch.autograd.Function):
         tensors = ctx.saved_tensors
         there = [k for k, tensor in enumerate(tensors) if tensor is not None]
         asked = [k for k, tangent in enumerate(tangents) if tangent is not None]
+        if not asked:
+            return tuple(None for _ in range(ctx.total))
 
         def gradients(*values: Tensor) -> tuple[Tensor, ...]:
             full: list[Any] = [None] * len(tensors)
