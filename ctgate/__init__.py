@@ -45,6 +45,8 @@ from ctgate.fields import (
     VectorField,
     jacobian,
 )
+from ctgate.hidden import hidden_states
+from ctgate.kernels.switch import plain_paths
 from ctgate.problem import ODEProblem, remake
 from ctgate.retcode import ReturnCode, SolveError
 from ctgate.sensealg import (
@@ -150,9 +152,11 @@ __all__ = [
     "gradient_by_lag",
     "gradient_covariance",
     "gramian",
+    "hidden_states",
     "jacobian",
     "load",
     "per_sample_gradients",
+    "plain_paths",
     "preconditioner",
     "remake",
     "sensitivity",

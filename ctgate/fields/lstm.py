@@ -10,6 +10,7 @@ from ctgate.fields.interop import TorchCell, layers_from_torch
 from ctgate.fields.jacobian import Jacobian, scale_rows
 from ctgate.fields.stack import Stack
 from ctgate.kernels import Linearization, Own, Product, Scale
+from ctgate.kernels.fused import LSTMCell
 
 
 class LSTM(TorchCell):
@@ -161,6 +162,11 @@ class LSTM(TorchCell):
         if self.log_tau is not None:
             edges += [Own("log_tau", "cell'", -slopes[0]), Own("log_tau", "hidden'", -slopes[1])]
         return self.products(t, h, u, torch.cat(slopes, -1), edges)
+
+    @property
+    def fused_cell(self) -> type[LSTMCell]:
+        """One for all."""
+        return LSTMCell
 
     def gates(
         self, t: Time, h: Float[Tensor, "*batch state"], u: Float[Tensor, "*#batch channel"] | None = None
