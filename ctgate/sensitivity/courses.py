@@ -19,7 +19,7 @@ from ctgate.sensealg.continuous import Jump, Pulled, ReversePass, control_tensor
 from ctgate.sensealg.reverse import Source
 from ctgate.sensitivity.injections import at_nodes, injections
 from ctgate.sensitivity.loss import Loss, checked, final_state, states_at
-from ctgate.sensitivity.reverse_map import backwards, pulled_inputs, pulled_rows, pulled_sums
+from ctgate.sensitivity.reverse_map import pull_back, pulled_rows, through_control
 from ctgate.sensitivity.steps import step_sizes
 from ctgate.solution import Solution
 from ctgate.solve import solve
@@ -58,11 +58,11 @@ class MapCourse(Course):
         whole = sol if every else replace(sol, ts=self.nodes, hs=sol(self.nodes))
         self.sol = whole
         direct = at_nodes(whole, self.nodes, injections(whole, loss))
-        self.a = backwards(whole, direct)
+        tensors = control_tensors(self.prob)
+        self.a, self.gradient, slopes = pull_back(whole, direct, wants_input=bool(tensors))
         self.weights = step_sizes(whole) * self.a[1:]
-        self.gradient = pulled_sums(whole, self.weights)
         self.initial = self.a[0]
-        self.control = pulled_inputs(whole, self.weights, control_tensors(self.prob))
+        self.control = through_control(whole, slopes, tensors)
 
     def at(self, t: Tensor) -> Tensor:
         """At nodes."""

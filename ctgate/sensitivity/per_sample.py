@@ -15,8 +15,7 @@ from ctgate.sensitivity.adjoint import readout_gradient
 from ctgate.sensitivity.injections import at_nodes, injections
 from ctgate.sensitivity.loss import Loss
 from ctgate.sensitivity.propagators import nodes_of
-from ctgate.sensitivity.reverse_map import backwards, pulled_sums
-from ctgate.sensitivity.steps import step_sizes
+from ctgate.sensitivity.reverse_map import pull_back
 from ctgate.solution import Solution
 from ctgate.solve import solve
 from ctgate.stacking import own_parameters
@@ -169,5 +168,5 @@ def _by_copies(total: Tensor, copies: Rows, readout: nn.Module | None) -> tuple[
 
 def _by_reverse_loop(sol: Solution, loss: Loss, names: list[str]) -> tuple[Rows, Rows]:
     direct = at_nodes(sol, nodes_of(sol), injections(sol, loss))
-    rows = pulled_sums(sol, step_sizes(sol) * backwards(sol, direct)[1:], keep=1)
+    rows = pull_back(sol, direct, by_sample=True).parameters
     return {name: rows[name] for name in names}, readout_gradient(sol, loss)

@@ -2,23 +2,86 @@ r"""Backpropagation through the steps of Euler, :math:`h_{k+1} = h_k + \Delta_k 
 the derivatives of the field."""
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ctgate.integrators.dynamics import beside
+from ctgate.integrators.stretches import fusable, transformed
 from ctgate.kernels import Linearization
+from ctgate.kernels.fused import EULER, evaluations, run_back
 from ctgate.problem import ODEProblem
-from ctgate.sensitivity.steps import step_sizes
+from ctgate.sensitivity.steps import step_lengths, step_sizes
 from ctgate.solution import Solution
 
 # States times samples times units that one call of the field sees.
 _CALL = 1 << 21
 
 
-def backwards(sol: Solution, direct: Tensor) -> Tensor:
-    r""":math:`a_k = (1 + \Delta_k A_k)^\top a_{k+1} + \delta_k` at every node, ``(node, *batch, state)``,
-    from the explicit slopes :math:`\delta_k` of the loss there."""
+class Pulled(NamedTuple):
+    """What a loss pulls back through the steps.
+
+    ``a`` (node, *batch, state) is the adjoint at every node; ``parameters`` are the gradients by name, and
+    ``inputs`` (step, *batch, channel) those of the input at every step, None unless they were asked for.
+    """
+
+    a: Tensor
+    parameters: dict[str, Tensor]
+    inputs: Tensor | None
+
+
+def pull_back(sol: Solution, direct: Tensor, *, by_sample: bool = False, wants_input: bool = False) -> Pulled:
+    r""":math:`a_k = (1 + \Delta_k A_k)^\top a_{k+1} + \delta_k` at every node from the explicit slopes
+    :math:`\delta_k` of the loss there, ``(node, *batch, state)``, and the sums over steps of :math:`\Delta_k
+    B_k^\top a_{k+1}`, over samples as well, or ``by_sample`` one for each, ``(*batch, *shape)``."""
+    assert sol.prob is not None
+    if direct[1:].numel() and fusable(sol.prob) and not transformed():
+        return _fused(sol, direct, by_sample, wants_input)
+    a = _backwards(sol, direct)
+    weights = step_sizes(sol) * a[1:]
+    sums = _pulled_sums(sol, weights, weights.ndim - 2 if by_sample else 0)
+    return Pulled(a, sums, _pulled_inputs(sol, weights) if wants_input else None)
+
+
+def _fused(sol: Solution, direct: Tensor, by_sample: bool, wants_input: bool) -> Pulled:
+    """By the fused cell, a piece of time at once: what its evaluations keep is made anew from the states."""
+    prob = sol.prob
+    assert prob is not None
+    batch, state = direct.shape[1:-1], direct.shape[-1]
+    samples, steps = batch.numel(), len(direct) - 1
+    hs, a = (x.detach().reshape(steps + 1, samples, state) for x in (sol.hs, direct.clone()))
+    us = None
+    if prob.control is not None:
+        us = prob.control(sol.ts[:-1]).detach()
+        us = us.reshape(steps, *(1,) * (direct.ndim - us.ndim), *us.shape[1:])
+        us = us.expand(*direct[1:].shape[:-1], us.shape[-1]).reshape(steps, samples, -1)
+    lengths = step_lengths(sol)
+    dts = lengths.tolist() if lengths.ndim == 1 else lengths.to(hs.dtype).reshape(steps, samples)
+    named = {name: parameter.detach() for name, parameter in prob.named_parameters().items()}
+    cell = prob.field.fuse(named)
+    sums: dict[str, Tensor] = {}
+    inputs: list[Tensor] = []
+    length = max(1, _CALL // hs[0].numel())
+    for stop in range(steps, 0, -length):
+        which = slice(max(0, stop - length), stop)
+        nodes = slice(which.start, stop + 1)
+        seen = None if us is None else us[which]
+        kept = evaluations(cell, seen, hs[which])
+        groups = samples if by_sample else 0
+        a[nodes], rows, slopes = run_back(
+            cell, seen, hs[nodes], kept, dts[which], EULER, a[nodes], groups, wants_input
+        )
+        sums = {name: rows[name] + sums[name] if sums else rows[name] for name in named}
+        inputs += [] if slopes is None else [slopes]
+    if by_sample:
+        sums = {name: row.reshape(*batch, *named[name].shape) for name, row in sums.items()}
+    slopes = torch.cat(inputs[::-1]).reshape(steps, *batch, -1) if wants_input else None
+    return Pulled(a.reshape(direct.shape), sums, slopes)
+
+
+def _backwards(sol: Solution, direct: Tensor) -> Tensor:
+    """a, one product with the derivative of the field after the other."""
     assert sol.prob is not None
     prob, hs = sol.prob, sol.hs.detach()
     sizes = step_sizes(sol)
@@ -32,7 +95,7 @@ def backwards(sol: Solution, direct: Tensor) -> Tensor:
     return a
 
 
-def pulled_sums(sol: Solution, weights: Tensor, keep: int = 0) -> dict[str, Tensor]:
+def _pulled_sums(sol: Solution, weights: Tensor, keep: int) -> dict[str, Tensor]:
     """The sum over steps of B_k^T weights_k, by name; ``keep`` dimensions of the batch stay."""
     assert sol.prob is not None
     batch = sol.hs.shape[1:-1]
@@ -45,15 +108,23 @@ def pulled_sums(sol: Solution, weights: Tensor, keep: int = 0) -> dict[str, Tens
     return rows
 
 
-def pulled_inputs(sol: Solution, weights: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The sum over steps of C_k^T weights_k through the control, by each of its tensors."""
-    if not tensors or not len(weights):
+def _pulled_inputs(sol: Solution, weights: Tensor) -> Tensor:
+    """C_k^T weights_k at every step."""
+    prob = sol.prob
+    assert prob is not None
+    pieces = [at.input_vjp(weights[piece]) for piece, at in around(prob, sol.ts[:-1], sol.hs[:-1].detach())]
+    if not pieces:
+        return weights.new_zeros(0, *weights.shape[1:-1], 0)
+    return torch.cat(pieces) if pieces[0].ndim == weights.ndim else torch.stack(pieces)
+
+
+def through_control(sol: Solution, slopes: Tensor | None, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The gradients of the control's tensors, from that of the input at every step."""
+    if not tensors or slopes is None or not len(slopes):
         return [torch.zeros_like(tensor) for tensor in tensors]
     prob = sol.prob
     assert prob is not None
     assert prob.control is not None
-    pieces = [at.input_vjp(weights[piece]) for piece, at in around(prob, sol.ts[:-1], sol.hs[:-1].detach())]
-    slopes = torch.cat(pieces) if pieces[0].ndim == weights.ndim else torch.stack(pieces)
     with torch.enable_grad():
         us = prob.control(sol.ts[:-1])
         us = us.reshape(len(us), *(1,) * (slopes.ndim - us.ndim), *us.shape[1:]).expand_as(slopes)

@@ -10,7 +10,7 @@ from torch import nn
 import ctgate as ct
 from ctgate.sensitivity import Loss
 from ctgate.sensitivity.per_sample import per_sample_gradients
-from ctgate.sensitivity.reverse_map import pulled_sums
+from ctgate.sensitivity.reverse_map import pull_back
 from tests.typechecker import unchecked
 
 SAMPLES, STEPS, INPUT, HIDDEN = 4, 7, 2, 3
@@ -141,7 +141,7 @@ def test_a_long_trajectory_is_taken_in_pieces(monkeypatch):
     prob = problem(ct.GRU)
     of, _ = losses(prob.field, normal(SAMPLES, seed=5), [2.0])
     whole = per_sample_gradients(prob, of(slice(None)), ct.Euler(dt=0.2))
-    monkeypatch.setattr(sys.modules[pulled_sums.__module__], "_CALL", 3 * SAMPLES * HIDDEN)
+    monkeypatch.setattr(sys.modules[pull_back.__module__], "_CALL", 3 * SAMPLES * HIDDEN)
     assert_same(per_sample_gradients(prob, of(slice(None)), ct.Euler(dt=0.2)), whole, 1e-14)
 
 

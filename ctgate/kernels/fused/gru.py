@@ -185,8 +185,8 @@ class GRUAfter(RelaxingCell):
         seen, kept = (along.get(name, still) for name in ("bias_ih", "bias_hh"))
         biases = (seen[0] + kept[0], seen[1] + kept[1], seen[2])
         weights, through = along.get("weight_ih", (None,) * 3), self.external.chunk(3)
-        for rows, *rest in zip((r, z, n), weights, biases, through, strict=True):
-            begin_along(rows, us, *rest, dus)
+        for rows, weight, bias, own_weight in zip((r, z, n), weights, biases, through, strict=True):
+            begin_along(rows, us, weight, bias, own_weight, dus)
         fill(own, kept[2])
         for rows, weight in zip((r, z, own), along.get("weight_hh", ()), strict=False):
             add_product(rows, h, weight.mT)
