@@ -113,6 +113,21 @@ class Stack(VectorField):
         """The name of the parameter that is the logarithm of the last layer's tau, None when it is fixed."""
         return _log_tau_of(self._members()[-1], f"layers.{len(self.layers) - 1}.")
 
+    @property
+    def unrolls(self) -> bool:
+        """Whether every layer has a fused cell, and no two share a parameter."""
+        members = self._members()
+        own = sum(len(list(layer.parameters())) for layer in members)
+        alone = own == len(list(self.parameters()))
+        return type(self) is Stack and alone and all(layer.fusable for layer in members)
+
+    def parts(self) -> list[tuple[VectorField, str, slice]]:
+        """Each layer from below, the prefix of its parameters' names, and where its state lies."""
+        return [
+            (layer, f"layers.{k}.", part)
+            for k, (layer, part) in enumerate(zip(self._members(), self._parts, strict=True))
+        ]
+
     def _members(self) -> list[VectorField]:
         return [layer for layer in self.layers if isinstance(layer, VectorField)]
 

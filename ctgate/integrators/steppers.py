@@ -33,7 +33,7 @@ from ctgate.integrators.known import take_stages
 from ctgate.integrators.method import Attempt, Method, moving
 from ctgate.integrators.recorder import AcceptedStep, Keep, Output
 from ctgate.integrators.rosenbrock import rosenbrock23_attempt
-from ctgate.integrators.stretches import fusable, longest, take_fused, transformed
+from ctgate.integrators.stretches import fusable, longest, take_fused, transformed, unrolls
 from ctgate.kernels.fused import EULER, EXPONENTIAL, Rule
 from ctgate.problem import ODEProblem
 
@@ -94,7 +94,7 @@ def method_of(alg: Algorithm) -> Method:
 
 def stretch_length(prob: ODEProblem, method: Method) -> int:
     """How many fixed steps are taken before the state is looked at: a divergence costs at most so many."""
-    return longest(prob) if isinstance(method, OneEvaluation) and fusable(prob) else _LOOK
+    return longest(prob) if isinstance(method, OneEvaluation) and unrolls(prob) else _LOOK
 
 
 def fused_attempts(prob: ODEProblem, method: Method) -> FusedAttempts | None:
@@ -126,4 +126,3 @@ def run_steps(
         outputs.extend(keep(AcceptedStep(step.start, step.stop, h, following, step.u)))
         h, slope = following, attempt.slope
     return h, slope, outputs
-

@@ -14,6 +14,7 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 
 from ctgate.controls.base import concrete
+from ctgate.fields import Stack, VectorField
 from ctgate.integrators.dynamics import Dynamics
 from ctgate.integrators.exponential import relax
 from ctgate.integrators.grid import FixedSteps, Step
@@ -38,6 +39,11 @@ def fusable(prob: ODEProblem) -> bool:
     return prob.field.fusable and _ready(prob)
 
 
+def unrolls(prob: ODEProblem) -> bool:
+    """Whether many steps of one evaluation can be taken together here and now."""
+    return prob.field.unrolls and _ready(prob)
+
+
 def _ready(prob: ODEProblem) -> bool:
     kind = prob.h0.device.type
     return (
@@ -58,16 +64,18 @@ def take_fused(
 ) -> tuple[Tensor, Sequence[Output]] | None:
     """Take these steps from ``h``; return the last state and what ``keep`` wants of each step, or None where
     they are left to the plain ones."""
-    prob = dynamics.prob
-    if len(steps) < 2 or not (prob.field.unrolls and _ready(prob)):
+    prob, field = dynamics.prob, dynamics.prob.field
+    if len(steps) < 2 or not unrolls(prob):
         return None
     ends, dts, own = _sizes(steps, h)
+    if isinstance(field, Stack) and not _discrete(field, rule, dts):
+        return None
     us = _inputs(prob, steps, ends, h)
-    named = prob.named_parameters()
-    names = tuple(named)
-    stretch = Stretch(prob.field.fuse, names, rule, dts, PlainSteps(prob, rule, dts))
-    flat = h.reshape(-1, h.shape[-1])
-    states = prob.field.unroll(stretch, us, flat, own, [named[name] for name in names])
+    flat, named = h.reshape(-1, h.shape[-1]), prob.named_parameters()
+    if isinstance(field, Stack):
+        states = _layer_by_layer(field, rule, dts, us, flat, named)
+    else:
+        states = _unroll(field, rule, dts, us, flat, own, named)
     # What is not finite once stays so.
     if concrete(torch.isfinite(states[-1].detach()).all()) == 0.0:
         return None
@@ -80,6 +88,52 @@ def take_fused(
     for (start, stop), left, right in zip(ends, rows[:-1], rows[1:], strict=True):
         outputs.extend(keep(AcceptedStep(start, stop, left, right, None)))
     return rows[-1], outputs
+
+
+def _unroll(
+    field: VectorField,
+    rule: Rule,
+    dts: Sequence[float] | None,
+    us: Tensor | None,
+    h: Tensor,
+    own: Tensor | None,
+    named: Mapping[str, Tensor],
+) -> Tensor:
+    """The states (step + 1, sample, state) of one layer, with the parameters ``named``."""
+    stretch = Stretch(field.fuse, tuple(named), rule, dts, PlainSteps(field, rule, dts))
+    return field.unroll(stretch, us, h, own, list(named.values()))
+
+
+def _discrete(stack: Stack, rule: Rule, dts: Sequence[float] | None) -> bool:
+    """Whether these steps are those of a stack of discrete cells: then a layer reads the states that the one
+    below has reached, and all steps of one layer come before those of the next."""
+    if rule.exponential or dts is None or any(dt != dts[0] for dt in dts):
+        return False
+    taus = [layer.tau for layer, _, _ in stack.parts()]
+    return all(
+        tau is not None
+        and tau.ndim == 0
+        and not tau.requires_grad
+        and tau.item() == torch.tensor(dts[0], dtype=tau.dtype).item()
+        for tau in taus
+    )
+
+
+def _layer_by_layer(
+    stack: Stack,
+    rule: Rule,
+    dts: Sequence[float] | None,
+    us: Tensor | None,
+    h: Tensor,
+    named: Mapping[str, Tensor],
+) -> Tensor:
+    """The states of all layers, (step + 1, sample, state)."""
+    states: list[Tensor] = []
+    for layer, prefix, part in stack.parts():
+        own = {name: named[prefix + name] for name, _ in layer.named_parameters()}
+        states.append(_unroll(layer, rule, dts, us, h[..., part], None, own))
+        us = states[-1][1:, ..., layer.output]
+    return torch.cat(states, -1)
 
 
 def _sizes(
@@ -114,8 +168,8 @@ def _inputs(
 class PlainSteps:
     """The same steps by plain operations, which higher derivatives are made of."""
 
-    def __init__(self, prob: ODEProblem, rule: Rule, dts: Sequence[float] | None) -> None:
-        self._field, self._rule, self._dts = prob.field, rule, dts
+    def __init__(self, field: VectorField, rule: Rule, dts: Sequence[float] | None) -> None:
+        self._field, self._rule, self._dts = field, rule, dts
 
     def __call__(
         self, named: Mapping[str, Tensor], us: Tensor | None, h0: Tensor, dts: Tensor | None
