@@ -1,6 +1,7 @@
 """Controls made from samples: lookup of the piece, and the observations that it is built from."""
 
 import abc
+import math
 from bisect import bisect_left, bisect_right
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
@@ -107,9 +108,13 @@ class SampledControl(Control):
         self._knots: tuple[float, ...] = tuple(self.ts.tolist()) if self.shared else ()
         # One value at one time, held: a single piece that is constant.
         self._pieces = max(len(self.ts) - 1, 1)
-        real = ranks(len(values), values[0]) <= self._last_row.unsqueeze(-1)
-        check_finite(name, values.detach(), real, batch_first)
-        self._tables = self._missing(real)
+        self._tables: tuple[Tensor, ...] | None = None
+        # One sum tells that nothing is missing and nothing infinite, where that is so.
+        total = concrete(values.sum())
+        if total is None or not math.isfinite(total):
+            real = ranks(len(values), values[0]) <= self._last_row.unsqueeze(-1)
+            check_finite(name, values.detach(), real, batch_first)
+            self._tables = self._missing(real)
         self._cache: tuple[int, tuple[tuple[Tensor, ...], ...]] | None = None
 
     @abc.abstractmethod

@@ -15,13 +15,13 @@ def fast_paths() -> bool:
 
 
 @contextmanager
-def plain_paths() -> Iterator[None]:
+def plain_paths(plain: bool = True) -> Iterator[None]:
     """Within it every solve and every product is made of plain torch operations, one evaluation of the field
-    after the other: slower, with the same numbers to rounding.
+    after the other: slower, with the same numbers to rounding. With ``plain=False`` fast paths are on again.
 
     For a whole process set ``CTGATE_PLAIN=1`` in its environment.
     """
-    token = _PLAIN.set(True)
+    token = _PLAIN.set(plain)
     try:
         yield
     finally:
