@@ -17,7 +17,7 @@ from ctgate.controls.times import FLOAT64_EPS
 from ctgate.integrators.dynamics import Dynamics
 from ctgate.integrators.frames import Frame, Move
 from ctgate.integrators.grid import Step
-from ctgate.integrators.method import Method
+from ctgate.integrators.method import Attempt, Method
 from ctgate.integrators.samples import Booleans, Floats, Integers
 from ctgate.retcode import ReturnCode
 
@@ -133,8 +133,16 @@ def first_steps(
     return np.where(np.isfinite(speed), wish, 0.0)
 
 
+def slope_at_start(dynamics: Dynamics, step: Step, h: Tensor) -> Attempt:
+    """dh/dt at the start of a step."""
+    return Attempt(h, dynamics.rhs(step.u)(step.start, h))
+
+
 class AdaptiveLoop:
-    """Steps of a method under error control, from the start of a frame's lanes to their ends."""
+    """Steps of a method under error control, from the start of a frame's lanes to their ends.
+
+    ``begin`` evaluates dh/dt at the start of a step, where the step before does not end with it.
+    """
 
     def __init__(
         self,
@@ -144,10 +152,12 @@ class AdaptiveLoop:
         frame: Frame,
         tolerances: tuple[float, float],
         max_steps: float,
+        begin: Callable[[Dynamics, Step, Tensor], Attempt] = slope_at_start,
     ) -> None:
         self._dynamics = dynamics
         self._alg = alg
         self._method = method
+        self._begin = begin
         self._frame = frame
         self._tolerances = tolerances
         self._max_steps = max_steps
@@ -176,7 +186,7 @@ class AdaptiveLoop:
             with self._graph_as_needed():
                 attempt = self._method(self._dynamics, step, h, slope, True)
             assert attempt.error is not None
-            following = self._value(attempt.h)
+            following = self._value(attempt.h, attempt.tracked)
             ratio = frame.norms(error_ratio(attempt.error.detach(), h, following, *self._tolerances))
             lanes.tried += lanes.alive
             accepted = lanes.alive & (ratio <= 1.0)
@@ -194,8 +204,8 @@ class AdaptiveLoop:
         """Autograd watches until the first result that wants a gradient."""
         return torch.set_grad_enabled(torch.is_grad_enabled() and not self._frame.tracked)
 
-    def _value(self, x: Tensor) -> Tensor:
-        self._frame.tracked |= differentiated(x)
+    def _value(self, x: Tensor, tracked: bool = False) -> Tensor:
+        self._frame.tracked |= tracked or differentiated(x)
         return x.detach()
 
     def _choose_first(self, h: Tensor) -> None:
@@ -258,7 +268,9 @@ class AdaptiveLoop:
         if slope is not None and not missing.any():
             return slope
         with self._graph_as_needed():
-            evaluated = self._value(self._dynamics.rhs(step.u)(step.start, h))
+            begun = self._begin(self._dynamics, step, h)
+        assert begun.slope is not None
+        evaluated = self._value(begun.slope, begun.tracked)
         lanes.known |= missing
         return evaluated if slope is None else self._frame.choose(missing, evaluated, slope)
 

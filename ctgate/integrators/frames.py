@@ -64,7 +64,8 @@ class Frame(abc.ABC):
 class SharedFrame(Frame):
     """One lane: all samples take the same steps.
 
-    ``taken`` are the accepted steps, ``outputs`` what ``keep`` wants of them while they are not tracked;
+    ``taken`` are the accepted steps, ``outputs`` what ``keep`` wants of them while they are not tracked, and
+    ``nodes`` the states after them while they are, with ``remember``;
     ``observe(start, stop, h)`` sees each and may raise Halt.
     """
 
@@ -74,11 +75,14 @@ class SharedFrame(Frame):
         jumps: bool,
         keep: Keep,
         observe: Callable[[float, float, Tensor], None],
+        remember: bool = False,
     ) -> None:
         self.cuts = cuts
         self.jumps = jumps
         self.taken: list[Step] = []
         self.outputs: list[Output] = []
+        self.nodes: list[Tensor] = []
+        self._remember = remember
         self.edges = np.array([[cuts[0].start], *([cut.stop] for cut in cuts)])
         self._keep = keep
         self._observe = observe
@@ -102,6 +106,8 @@ class SharedFrame(Frame):
         self.taken.append(step._replace(fresh=bool(move.fresh[0])))
         if not self.tracked:
             self.outputs.extend(self._keep(AcceptedStep(start, stop, h, following, step.u)))
+        elif self._remember:
+            self.nodes.append(following)
         self._observe(start, stop, following)
 
     def fail(self, lanes: Booleans, code: ReturnCode, details: Callable[[int], str]) -> None:

@@ -1,0 +1,77 @@
+"""Attempts at explicit Runge-Kutta steps on a fused cell, as values without a graph."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ctgate.integrators.dynamics import Dynamics
+from ctgate.integrators.fused_stages import Stages
+from ctgate.integrators.grid import NoInput, Step
+from ctgate.integrators.method import Attempt, moving
+from ctgate.integrators.runge_kutta import Tableau
+from ctgate.problem import ODEProblem
+
+
+class FusedAttempts:
+    """One step after the other of an explicit method, on buffers that all of them share."""
+
+    def __init__(self, prob: ODEProblem, tableau: Tableau) -> None:
+        self.tableau = tableau
+        self._batch = prob.h0.shape[:-1]
+        cell = prob.field.fuse({name: p.detach() for name, p in prob.named_parameters().items()})
+        self._stages = Stages(cell, tableau, prob.h0.detach().reshape(-1, prob.h0.shape[-1]))
+
+    def __call__(
+        self, dynamics: Dynamics, step: Step, h: Tensor, slope: Tensor | None, estimate: bool
+    ) -> Attempt:
+        """What :func:`ctgate.integrators.runge_kutta.explicit_attempt` gives, to rounding."""
+        stages, count = self._stages, self.tableau.stages
+        first = 0 if slope is None else 1
+        if slope is not None:
+            stages.slopes[0] = slope.view_as(stages.slopes[0])
+        start, tracked = self._take(step, h, first, count)
+        dynamics.count(count - first)
+        last = self.tableau.first_same_as_last
+        following = stages.points[-1].clone() if last else stages.end(start)
+        return Attempt(
+            following.view_as(h),
+            stages.slopes[-1].clone().view_as(h) if last else None,
+            stages.error().view_as(h) if estimate else None,
+            tracked,
+        )
+
+    def slope(self, dynamics: Dynamics, step: Step, h: Tensor) -> Attempt:
+        """dh/dt at the start of the step."""
+        _, tracked = self._take(step, h, 0, 1)
+        dynamics.count()
+        return Attempt(h, self._stages.slopes[0].clone().view_as(h), None, tracked)
+
+    def end(self, step: Step, h: Tensor) -> Tensor:
+        """The state after the step, without more."""
+        start, _ = self._take(step, moving(step, h), 0, self.tableau.stages)
+        following = self._stages.end(start).view_as(h)
+        return following if step.standing is None else torch.where(step.standing.unsqueeze(-1), h, following)
+
+    def _take(self, step: Step, h: Tensor, first: int, stop: int) -> tuple[Tensor, bool]:
+        """Take stages ``first`` to ``stop`` - 1; return the state, flat, and whether a derivative wants to
+        pass the input."""
+        us = inputs_at([step], self.tableau.c[first:stop], self._batch)
+        start = h.reshape(-1, h.shape[-1])
+        dt = step.dt.reshape(-1) if isinstance(step.dt, Tensor) else step.dt
+        self._stages.take(start, dt, None if us is None else us[0].detach(), first, stop)
+        return start, us is not None and us.requires_grad
+
+
+def inputs_at(steps: Sequence[Step], nodes: Sequence[float], batch: torch.Size) -> Tensor | None:
+    """u at the nodes of each step, (step, node, sample, channel), or (step, 1, ...) where each step holds its
+    own; None without an input."""
+    if isinstance(steps[0].u, NoInput):
+        return None
+    if all(step.u.held for step in steps if not isinstance(step.u, NoInput)):
+        nodes = nodes[:1]
+    values = [step.u(step.start + c * step.dt) for step in steps for c in nodes]
+    rows = torch.stack([value for value in values if value is not None])
+    shape = rows.shape[1:]
+    full = rows.reshape(len(rows), *(1,) * (len(batch) + 1 - len(shape)), *shape)
+    return full.expand(-1, *batch, -1).reshape(len(steps), len(nodes), batch.numel(), shape[-1])
