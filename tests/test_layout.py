@@ -37,6 +37,7 @@ FLOORS = (
         "solution",
         "options",
         "failure",
+        "hidden",
         "storage",
         "ensembles",
         "stacking",
