@@ -15,6 +15,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ctgate.kernels.fused.rule import Rule
 
@@ -23,6 +24,8 @@ Parts = tuple[Tensor, ...]
 # dt / tau: a number, or a tensor that broadcasts against (sample, hidden), or (step, sample, hidden).
 Scale = float | Tensor
 Gradients = dict[str, Tensor]
+# The least columns that batched products are good at.
+_COLUMNS = 16
 
 
 def pace_of(tau: Tensor) -> float | Tensor:
@@ -207,7 +210,18 @@ def outer(pre: Tensor, seen: Tensor, keep: int) -> Tensor:
     if not keep:
         # The transpose is faster where there are few columns, and as fast elsewhere.
         return (seen.flatten(0, 1).mT @ pre.flatten(0, 1)).mT
-    return torch.bmm(grouped(pre, keep).mT, grouped(seen, keep))
+    return outers((pre,), seen, keep)
+
+
+def outers(blocks: Sequence[Tensor], seen: Tensor, keep: int) -> Tensor:
+    """:func:`outer` of blocks of rows, one below the other."""
+    if not keep:
+        return torch.cat([outer(rows, seen, 0) for rows in blocks], -2)
+    # A batched product is many times slower with few columns, and with factors that lie far apart in memory.
+    columns = seen.shape[-1]
+    wide = functional.pad(grouped(seen, keep), (0, max(0, _COLUMNS - columns)))
+    found = torch.bmm(torch.cat([grouped(rows, keep) for rows in blocks], -1).mT, wide)
+    return found if columns >= _COLUMNS else found[..., :columns].contiguous()
 
 
 def total(x: Tensor, keep: int) -> Tensor:

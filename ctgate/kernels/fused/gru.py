@@ -12,7 +12,7 @@ from ctgate.kernels.fused.cell import (
     add_product,
     begin_along,
     fill,
-    outer,
+    outers,
     project,
     total,
 )
@@ -145,10 +145,10 @@ class GRUAfter(RelaxingCell):
     ) -> tuple[Gradients, Tensor | None]:
         """A product per block of rows; the biases are weights of an input that is 1."""
         r, z, own, n, *y = pre.unbind(-2)
-        found = {"weight_hh": self._joined([outer(rows, h, keep) for rows in (r, z, own)])}
+        found = {"weight_hh": self._turn(outers((r, z, own), h, keep))}
         one = h.new_ones(()).expand(*h.shape[:-1], 1)
         seen = one if us is None else torch.cat((us, one), -1)
-        external = self._joined([outer(rows, seen, keep) for rows in (r, z, n)])
+        external = self._turn(outers((r, z, n), seen, keep))
         found["weight_ih"] = external[..., :-1]
         if self.own_bias is not None:
             bias = external[..., -1]
@@ -163,9 +163,10 @@ class GRUAfter(RelaxingCell):
         weights = self.external.chunk(3)
         return found, r @ weights[0] + z @ weights[1] + n @ weights[2]
 
-    def _joined(self, blocks: list[Tensor]) -> Tensor:
-        """Blocks of rows (..., hidden, columns) as the rows of a parameter."""
-        return self._turned(torch.cat(blocks, -2), -2)
+    def _turn(self, rows: Tensor) -> Tensor:
+        """:meth:`_turned` back, in place: rows of new gradients (..., rows, columns)."""
+        rows.chunk(3, -2)[1].neg_()
+        return rows
 
     def sources(
         self,
