@@ -59,8 +59,10 @@ class Retaker:
         dynamics, method, keep, check = self._dynamics, self._method, self._keep, self._check
         times: list[float | Tensor] = []
 
-        def run(h: Tensor, slope: Tensor | None, steps: Sequence[Step] = part) -> States:
+        def run(h: Tensor, slope: Tensor | None, steps: list[Step] | None = None) -> States:
             check()
+            # As a list: the input is then read by the pieces of the steps, whose coefficients the node names.
+            steps = list(part) if steps is None else steps
             last, ahead, outputs = run_steps(dynamics, method, steps, h, slope, keep)
             times[:] = [output.t for output in outputs]
             return last, ahead, *(output.h for output in outputs)
