@@ -25,9 +25,9 @@ def hidden_states(
     Where they are what torch's own GRU or LSTM computes, with a kernel of its own, that kernel is used:
     ``Euler`` with ``dt`` equal to a fixed scalar tau, on steps that all have this size and one clock, for a
     :class:`ctgate.GRU` with ``reset="after"``, a :class:`ctgate.LSTM` or a :class:`ctgate.Stack` of one kind
-    and width, without layer normalisation. On CUDA that is cuDNN's, on the CPU oneDNN's for LSTMs in float32,
-    and torch's loop for stacks. Everything else is solved. Both give the same to rounding, and gradients to
-    input, initial state and weights.
+    and width, without layer normalisation. On CUDA that is cuDNN's, on the CPU oneDNN's for LSTMs in float32.
+    Everything else is solved. Both give the same to rounding, and gradients to input, initial state and
+    weights.
 
     cuDNN has no second derivatives and says so, and its float32 has the precision that
     ``torch.backends.cudnn.allow_tf32`` allows; ``solve(prob, alg).output`` has neither limit.
@@ -75,8 +75,8 @@ def from_library(prob: ODEProblem, alg: FixedStepAlgorithm) -> tuple[Tensor, Ten
         or forward_ad._current_level >= 0
         or torch.is_autocast_enabled(h0.device.type)
         or h0.numel() == 0
-        # A stack has no fused cell that would be faster than torch's loop.
-        or not (isinstance(prob.field, Stack) or favoured(isinstance(layers[0], LSTM), h0))
+        # Torch's loop of operations is slower than one on buffers, and faster than none.
+        or (prob.field.fusable and not favoured(isinstance(layers[0], LSTM), h0))
         or any(layer.tau.item() != torch.tensor(alg.dt, dtype=layer.tau.dtype).item() for layer in layers)
     ):
         return None

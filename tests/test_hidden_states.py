@@ -94,6 +94,28 @@ def test_any_batch(batch, layers):
         torch.testing.assert_close(found, ct.solve(prob, ct.Euler(1.0)).output, atol=2e-6, rtol=1e-5)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM])
+def test_cudnn(kind, layers):
+    """Values and gradients against those of the solver on the CPU."""
+    found = []
+    for device in ("cpu", "cuda"):
+        field = field_of(module_of(kind, torch.float64, layers)).to(device)
+        xs = draw(STEPS, 2, CHANNELS, seed=20).to(device).requires_grad_()
+        prob = problem(field, xs)
+        if device == "cuda":
+            assert from_library(prob, ct.Euler(1.0)) is not None
+            states = ct.hidden_states(prob, ct.Euler(1.0))
+        else:
+            states = ct.solve(prob, ct.Euler(1.0)).output
+        gradients = torch.autograd.grad(states.square().sum(), [xs, *field.parameters()])
+        found.append([x.cpu() for x in (states, *gradients)])
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(one, two, atol=1e-10, rtol=1e-9)
+
+
 @pytest.mark.skipif(not ONEDNN, reason="torch was built without oneDNN")
 def test_the_kernel_is_used_and_its_last_state_is_that_of_solve():
     prob = lstm_problem()

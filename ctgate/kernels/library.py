@@ -1,5 +1,6 @@
 """torch's own recurrent kernels, oneDNN's and cuDNN's, where hidden states are all that is wanted."""
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -27,8 +28,11 @@ def recur(
     train = torch.is_grad_enabled() and any(x.requires_grad for x in (us, *states, *flat))
     # has_biases, num_layers, dropout, train, bidirectional, batch_first
     options = (len(weights[0]) == 4, len(weights), 0.0, train, False, False)
-    if len(states) == 1:
-        outputs, h = torch.gru(us, states[0], flat, *options)
-        return outputs, (h,)
-    outputs, h, c = torch.lstm(us, tuple(states), flat, *options)
-    return outputs, (h, c)
+    with warnings.catch_warnings():
+        # cuDNN copies weights that do not lie side by side: little against many steps.
+        warnings.filterwarnings("ignore", "RNN module weights are not part of single contiguous chunk")
+        if len(states) == 1:
+            outputs, *last = torch.gru(us, states[0], flat, *options)
+        else:
+            outputs, *last = torch.lstm(us, tuple(states), flat, *options)
+    return outputs, tuple(last)
