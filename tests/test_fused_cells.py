@@ -15,7 +15,6 @@ from torch.func import functional_call, grad, hessian, jvp, vmap
 from torch.nn.utils import parametrizations
 
 import ctgate as ct
-from ctgate.integrators.stretches import PlainSteps
 from ctgate.kernels.fused import EULER, EXPONENTIAL, SLOPE, Rule, Stretch, node, run, run_back, unroll
 from ctgate.kernels.switch import plain_paths
 
@@ -93,17 +92,12 @@ def loop(field, named, us, h0, sizes, rule: Rule) -> Tensor:
 def stretch_of(field, sizes, rule: Rule) -> tuple[Stretch, Tensor | None]:
     """A stretch of these steps, and the sizes that it wants as a tensor."""
     own = isinstance(sizes, Tensor)
-    plain = PlainSteps(
-        ct.ODEProblem(field, field.initial_state((1,)), (0.0, 1.0), no_input(field)),
-        rule,
-        None if own else sizes,
-    )
+
+    def plain(named, us, h0, dts):
+        return loop(field, named, us, h0, sizes if dts is None else dts, rule)
+
     names = tuple(name for name, _ in field.named_parameters())
     return Stretch(field.fuse, names, rule, None if own else sizes, plain), sizes if own else None
-
-
-def no_input(field):
-    return ct.ZeroOrderHold(torch.arange(2.0), draw(1, field.input_size)) if field.input_size else None
 
 
 def close(own, reference, tolerance=1e-12):

@@ -32,7 +32,8 @@ class GRUBefore(RelaxingCell):
     def __init__(self, parameters: Mapping[str, Tensor], tau: Tensor, eps: float | None) -> None:
         super().__init__(parameters, tau, eps)
         self.cut = 2 * self.hidden
-        self.own = self._turned(parameters["weight_hh"], -2)
+        own = self._turned(parameters["weight_hh"], -2)
+        self.to_gates, self.to_seen = own[: self.cut], own[self.cut :]
         self.external = self._turned(parameters["weight_ih"], -2)
         bias_ih, bias_hh = parameters.get("bias_ih"), parameters.get("bias_hh")
         self.bias = None if bias_ih is None or bias_hh is None else self._turned(bias_ih + bias_hh, -1)
@@ -44,8 +45,8 @@ class GRUBefore(RelaxingCell):
 
     def buffers(self, us: Tensor | None, steps: int, samples: int) -> Parts:
         """r and 1 - z together, r h, then the candidate's."""
-        gates = self.own.new_empty(steps, samples, self.cut)
-        seen = self.own.new_empty(steps, samples, self.hidden)
+        gates = self.to_gates.new_empty(steps, samples, self.cut)
+        seen = self.to_gates.new_empty(steps, samples, self.hidden)
         parts = (gates, seen, *self.candidate_room(gates, steps, samples))
         for room, which in ((gates, slice(self.cut)), (self.before(parts), slice(self.cut, None))):
             bias = None if self.bias is None else self.bias[which]
@@ -69,9 +70,9 @@ class GRUBefore(RelaxingCell):
         """Product, gates, product, candidate."""
         gates, r, seen, *rest = views[:-2]
         candidate = (views[-1], *rest)
-        gates.addmm_(h, self.own[: self.cut].mT).sigmoid_()
+        gates.addmm_(h, self.to_gates.mT).sigmoid_()
         torch.mul(r, h, out=seen)
-        self.before(candidate).addmm_(seen, self.own[self.cut :].mT)
+        self.before(candidate).addmm_(seen, self.to_seen.mT)
         self.activate(candidate)
 
     def factors(self, parts: Parts, h: Tensor, scale: Scale, rule: Rule) -> Parts:
@@ -85,7 +86,7 @@ class GRUBefore(RelaxingCell):
 
     def cotangents(self, steps: int, samples: int) -> Tensor:
         """Of r, z, n's pre-activation, r h, and with layer normalisation n's argument."""
-        return self.own.new_empty(steps, samples, (4 if self.norm is None else 5) * self.hidden)
+        return self.to_gates.new_empty(steps, samples, (4 if self.norm is None else 5) * self.hidden)
 
     def pull(self, factors: Parts, a: Tensor, pre: Tensor, out: Tensor) -> None:
         """Factors and the product with the weights, twice."""
@@ -96,17 +97,17 @@ class GRUBefore(RelaxingCell):
             torch.mul(a, through, out=of_n)
         else:
             of_n.copy_(self.through_norm(torch.mul(a, through, out=argument[0]), tuple(candidate)))
-        torch.matmul(of_n, self.own[self.cut :], out=of_seen)
+        torch.matmul(of_n, self.to_seen, out=of_seen)
         torch.mul(of_seen, to_r, out=of_r)
-        add_product(out.addcmul_(a, stay).addcmul_(of_seen, r), pre[..., : self.cut], self.own[: self.cut])
+        add_product(out.addcmul_(a, stay).addcmul_(of_seen, r), pre[..., : self.cut], self.to_gates)
 
     def push(self, factors: Parts, v: Tensor, pre: Tensor, out: Tensor) -> None:
         """The product with the weights and factors, twice."""
         stay, to_z, through, to_r, r, *candidate = factors
         of_r, of_z, of_n, of_seen, *argument = pre.chunk(4 if self.norm is None else 5, -1)
-        add_product(pre[..., : self.cut], v, self.own[: self.cut].mT)
+        add_product(pre[..., : self.cut], v, self.to_gates.mT)
         of_seen.addcmul_(of_r, to_r).addcmul_(v, r)
-        add_product(of_n, of_seen, self.own[self.cut :].mT)
+        add_product(of_n, of_seen, self.to_seen.mT)
         if self.norm is not None:
             of_n = self.norm.push(of_n, tuple(candidate)).add_(argument[0])
         out.addcmul_(v, stay).addcmul_(of_z, to_z).addcmul_(of_n, through)
@@ -151,7 +152,7 @@ class GRUBefore(RelaxingCell):
     ) -> tuple[Tensor, Tensor | None]:
         """One product per weight, two for the state's, whose rows meet different things."""
         along = {name: self._turned(x, 0) for name, x in direction.items() if name in _TURNED}
-        still = self.own.new_zeros(self.cut + self.hidden)
+        still = self.to_gates.new_zeros(self.cut + self.hidden)
         bias = along.get("bias_ih", still) + along.get("bias_hh", still)
         pre = self.cotangents(*h.shape[:2])
         own = pre[..., : self.cut + self.hidden]

@@ -71,10 +71,14 @@ class LiquidCell(FusedCell):
     def factors(self, parts: Parts, h: Tensor, scale: Scale, rule: Rule) -> Parts:
         """What a cotangent is multiplied with on its way to h and to the pre-activation of f."""
         (conductance,) = parts
-        gate, target = self._relaxation(conductance)
-        weight, bend = rule.weights(gate * scale)
-        through = torch.addcmul(weight * self.reversal / gate, bend, target - h).div_(gate)
-        through.mul_(conductance * self.unit)
+        opened = conductance * self.unit
+        if rule.exponential:
+            gate, target = self._relaxation(conductance)
+            weight, bend = rule.weights(gate * scale)
+            through = torch.addcmul(weight * (self.reversal - target), bend, target - h).div_(gate)
+        else:
+            weight, through = (opened + 1.0) * scale, (self.reversal - h) * scale
+        through.mul_(opened)
         return rule.keep - weight, through.addcmul_(through, conductance, value=-1.0)
 
     def cotangents(self, steps: int, samples: int) -> Tensor:
@@ -133,6 +137,8 @@ class LiquidCell(FusedCell):
 
     def _slopes(self, parts: Parts, h: Tensor, scale: Scale, rule: Rule) -> tuple[Tensor, Tensor]:
         """The derivatives of what :meth:`advance` gave by the reversal value and by log tau."""
+        if not rule.exponential:
+            return parts[0] * self.unit * scale, h * scale
         gate, target = self._relaxation(parts[0])
         weight, bend = rule.weights(gate * scale)
         slower = torch.addcmul(weight * target, bend, h - target).div_(gate)
