@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from ctgate import __version__
 
-BENCHMARKS = ("convergence",)
+BENCHMARKS = ("convergence", "speed")
 USAGE_ERROR, INTERRUPTED = 2, 130
 
 
@@ -69,12 +69,17 @@ def _parser() -> argparse.ArgumentParser:
     bench = commands.add_parser(
         "bench",
         help="run a benchmark: " + ", ".join(BENCHMARKS),
-        description="Run a benchmark, print its table, write netCDF and PNG. "
-        "The exit code is 1 when a result is off.",
+        description="Run a benchmark and print its table. convergence writes netCDF and PNG, and the exit "
+        "code is 1 when a slope is off. speed writes JSON, and the exit code is 1 when a result is wrong or "
+        "a comparison breaks down; a missed target is a verdict, since times depend on the machine.",
     )
     bench.add_argument("name", help="one of: " + ", ".join(BENCHMARKS))
     bench.add_argument("--out", type=Path, default=None, help="folder (default: ctgate-bench/NAME)")
     bench.add_argument("--preset", default="full", help="full or quick (default: %(default)s)")
+    bench.add_argument("--device", default="cpu", help="of speed: cpu or cuda (default: %(default)s)")
+    bench.add_argument(
+        "--rows", default=None, help="of speed: some of its rows, as 1,3,record (default: all)"
+    )
     bench.set_defaults(run=_bench)
     return parser
 
@@ -98,7 +103,15 @@ def _bench(options: argparse.Namespace) -> int:
         raise ValueError(
             f"there is no benchmark {options.name!r}; the known ones are: {', '.join(BENCHMARKS)}"
         )
+    out = Path("ctgate-bench") / options.name if options.out is None else options.out
+    if options.name == "speed":
+        from ctgate.experiments import speed
+
+        rows = None if options.rows is None else options.rows.split(",")
+        return speed.run(options.preset, out, options.device, rows)
+    for flag, usual in (("device", "cpu"), ("rows", None)):
+        if getattr(options, flag) != usual:
+            raise ValueError(f"--{flag} is for the benchmark speed; {options.name} takes none")
     from ctgate.experiments import convergence
 
-    out = Path("ctgate-bench") / options.name if options.out is None else options.out
     return convergence.run(options.preset, out)

@@ -9,7 +9,7 @@ import pytest
 
 import ctgate
 from ctgate.cli import main
-from ctgate.experiments import convergence, report
+from ctgate.experiments import convergence, report, speed
 
 
 def failure(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -37,7 +37,14 @@ def failure(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["report", "--preset", "huge"], "ctgate report: preset is 'huge'; it must be one of"),
         (["report", "--device", "abacus"], "ctgate report: device is 'abacus'; it must be a device that is"),
         (["bench"], "ctgate bench: the following arguments are required: name"),
-        (["bench", "speed"], "there is no benchmark 'speed'; the known ones are: convergence"),
+        (["bench", "sound"], "there is no benchmark 'sound'; the known ones are: convergence, speed"),
+        (["bench", "speed", "--rows", "1,99"], "ctgate bench: rows has '99'; the rows are: 1, 2, 3"),
+        (["bench", "speed", "--device", "abacus"], "ctgate bench: device is 'abacus'; it must be cpu"),
+        (
+            ["bench", "convergence", "--rows", "1"],
+            "--rows is for the benchmark speed; convergence takes none",
+        ),
+        (["bench", "convergence", "--device", "cuda"], "--device is for the benchmark speed"),
         (["bench", "convergence", "--preset", "huge"], "ctgate bench: preset is 'huge'"),
     ],
 )
@@ -81,6 +88,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 
     monkeypatch.setattr(report, "run", record)
     monkeypatch.setattr(convergence, "run", record)
+    monkeypatch.setattr(speed, "run", record)
     return seen
 
 
@@ -97,6 +105,16 @@ def test_bench_exits_with_the_code_of_the_benchmark(calls: list[tuple[Any, ...]]
     assert main(["bench", "convergence"]) == 7
     assert main(["bench", "convergence", "--preset", "quick", "--out", "o"]) == 7
     assert calls == [("full", Path("ctgate-bench/convergence"), {}), ("quick", Path("o"), {})]
+
+
+def test_bench_speed_passes_its_flags_on(calls: list[tuple[Any, ...]]) -> None:
+    assert main(["bench", "speed"]) == 7
+    flags = "--out o --preset quick --device cuda --rows 1,record"
+    assert main(["bench", "speed", *flags.split()]) == 7
+    assert calls == [
+        ("full", Path("ctgate-bench/speed"), "cpu", None, {}),
+        ("quick", Path("o"), "cuda", ["1", "record"], {}),
+    ]
 
 
 def test_control_c_ends_a_benchmark_in_one_line(
