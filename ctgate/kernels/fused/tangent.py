@@ -53,8 +53,11 @@ def run_tangent(
         for out, (_, direct) in zip(vs[after].unbind(1), found, strict=True):
             out.copy_(direct) if direct is not None else out.zero_()
         sources = [source for source, _ in found]
-        pre = sources[0].unsqueeze(1) if len(found) == 1 else torch.stack(sources, 1)
-        _push_on(cell, cell.factors(parts, h, scale, rule), pre, vs[start : which.stop + 1])
+        nodes = vs[start : which.stop + 1]
+        # One direction goes without the dimension of the block.
+        single = len(sources) == 1
+        pre, along = (sources[0], nodes[:, 0]) if single else (torch.stack(sources, 1), nodes)
+        _push_on(cell, cell.factors(parts, h, scale, rule), pre, along)
     return hs, vs
 
 
