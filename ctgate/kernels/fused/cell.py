@@ -24,6 +24,8 @@ Parts = tuple[Tensor, ...]
 # dt / tau: a number, or a tensor that broadcasts against (sample, hidden), or (step, sample, hidden).
 Scale = float | Tensor
 Gradients = dict[str, Tensor]
+# Rows of an input that are projected at once.
+_PIECE = 1024
 # The least columns that batched products are good at.
 _COLUMNS = 16
 
@@ -157,11 +159,13 @@ class FusedCell(abc.ABC):
 
 def project(us: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
     """``out`` (step, sample, rows) = us weight^T + bias."""
-    seen, room = us.flatten(0, 1), out.view(-1, out.shape[-1])
-    if bias is None:
-        torch.mm(seen, weight.mT, out=room)
-    else:
-        torch.addmm(bias, seen, weight.mT, out=room)
+    room = out.view(-1, out.shape[-1])
+    # Piece by piece a product of few columns takes little more than half the time.
+    for seen, piece in zip(us.flatten(0, 1).split(_PIECE), room.split(_PIECE), strict=True):
+        if bias is None:
+            torch.mm(seen, weight.mT, out=piece)
+        else:
+            torch.addmm(bias, seen, weight.mT, out=piece)
 
 
 def fill(out: Tensor, bias: Tensor | None) -> None:

@@ -54,7 +54,7 @@ def run_back(
     a = cotangents.clone(memory_format=torch.contiguous_format)
     pre = cell.cotangents(steps, samples)
     scales = Scales(dts, cell.pace, hs)
-    size = max(1, _CACHED // max(1, hs[0].numel()))
+    size = max(1, _CACHED // max(1, samples * cell.hidden))
     along, rows = a.unbind(0), pre.unbind(0)
     for stop in range(steps, 0, -size):
         start = max(0, stop - size)
