@@ -129,7 +129,9 @@ class FunctionControl(Control):
         low, high = self._inside(after)
 
         def value(t: float | Tensor) -> Tensor:
-            return self._value(_moved(torch.as_tensor(t, dtype=torch.float64), low, high))
+            if isinstance(t, Tensor):
+                return self._value(_moved(t.to(torch.float64), low, high))
+            return self._value(torch.tensor(min(max(t, low), high), dtype=torch.float64))
 
         parameters = tuple(self.fn.parameters()) if isinstance(self.fn, nn.Module) else ()
         return Piece(value, parameters)

@@ -23,6 +23,8 @@ from ctgate.retcode import ReturnCode
 
 # A step's size changes by at most these factors, and aims at 0.9 of what the error allows.
 _SAFETY, _SHRINK, _GROW = 0.9, 0.2, 10.0
+# Smaller ratios count as this one, which asks for more than a step may grow.
+_TINY = 1e-30
 # A step that comes this near to the end of an interval goes there: no sliver is left.
 _REACH = 1.01
 
@@ -30,18 +32,23 @@ _REACH = 1.01
 def error_ratio(error: Tensor, h: Tensor, following: Tensor, rtol: float, atol: float) -> Tensor:
     """Root mean square over units of the error in units of the tolerance, (*batch); NaN where a state is
     not finite."""
-    scale = atol + rtol * torch.maximum(h.abs(), following.abs())
-    ratio = (error / scale).square().mean(-1).sqrt()
-    return torch.where(torch.isfinite(following).all(-1), ratio, torch.nan)
+    largest = torch.maximum(h.abs(), following.abs())
+    # 0 times what is not finite is NaN.
+    finite = largest.amax(-1).mul_(0.0)
+    scaled = error / largest.mul_(rtol).add_(atol)
+    return finite.add_(torch.linalg.vector_norm(scaled, dim=-1), alpha=h.shape[-1] ** -0.5)
 
 
 @dataclass
 class Lanes:
-    """Where each lane is: its interval, its time, the size it wishes for, and what it has been through."""
+    """Where each lane is: its interval, its time, the end of the interval, the shortest step that float64 can
+    tell from none there, the size it wishes for, and what it has been through."""
 
     edges: Floats
     segment: Integers
     time: Floats
+    stop: Floats
+    floor: Floats
     wish: Floats
     alive: Booleans
     known: Booleans
@@ -59,6 +66,8 @@ class Lanes:
             edges,
             np.full(count, -1),
             edges[0].copy(),
+            edges[0].copy(),
+            np.zeros(count),
             np.zeros(count),
             ~no,
             no.copy(),
@@ -83,20 +92,9 @@ class Lanes:
             moving &= ~ended & (
                 self.edges[self.segment + 1, samples] <= self.edges[np.maximum(self.segment, 0), samples]
             )
-        self.time[which] = np.where(self.alive, self.edges[self.segment, samples], self.edges[-1])[which]
-
-    @property
-    def stop(self) -> Floats:
-        """The ends of the intervals."""
-        stop: Floats = self.edges[self.segment + 1, np.arange(len(self.segment))]
-        return stop
-
-    @property
-    def floor(self) -> Floats:
-        """The shortest steps that float64 can tell from none at these times."""
-        start = self.edges[self.segment, np.arange(len(self.segment))]
-        floor: Floats = 4.0 * FLOAT64_EPS * np.maximum(np.abs(start), np.abs(self.stop))
-        return floor
+        start, self.stop = self.edges[self.segment, samples], self.edges[self.segment + 1, samples]
+        self.floor = 4.0 * FLOAT64_EPS * np.maximum(np.abs(start), np.abs(self.stop))
+        self.time[which] = np.where(self.alive, start, self.edges[-1])[which]
 
 
 def first_steps(
@@ -235,31 +233,38 @@ class AdaptiveLoop:
         """Where the next step of each lane should end, and whether that is the end of its interval; ends the
         lanes that cannot go on."""
         lanes = self._lanes
-        self._end(
-            lanes.alive & (lanes.tried >= self._max_steps),
-            ReturnCode.MAX_STEPS,
-            lambda lane: f"{lanes.tried[lane]} steps were tried and t = {lanes.time[lane]:.9g} was reached",
-        )
-        small = lanes.alive & (lanes.wish <= lanes.floor)
-        # Where a state overflows, a step may become too short to change it before it is too short for time.
-        self._end(
-            lanes.alive & lanes.broken & (lanes.wish <= lanes.floor * self._coarseness),
-            ReturnCode.UNSTABLE,
-            lambda lane: f"no step from t = {lanes.time[lane]:.9g} gives a finite state, however small",
-        )
-        self._end(
-            small & ~lanes.broken,
-            ReturnCode.DT_UNDERFLOW,
-            lambda lane: (
-                f"at t = {lanes.time[lane]:.9g} the tolerances ask for a step of {lanes.wish[lane]:.3g}"
-            ),
-        )
+        spent, small = lanes.tried >= self._max_steps, lanes.wish <= lanes.floor * self._coarseness
+        if spent.any() or small.any():
+            self._end_what_cannot_go_on(spent, small)
         room = lanes.stop - lanes.time
         size = np.minimum(lanes.wish, self._alg.max_step)
         # By rounding, an interval as long as max_step may be a little longer.
         lands = (_REACH * size >= room) & (room <= self._alg.max_step + lanes.floor)
         size = np.where(lanes.alive, size, 0.0)
         return np.where(lands & lanes.alive, lanes.stop, lanes.time + size), lands
+
+    def _end_what_cannot_go_on(self, spent: Booleans, small: Booleans) -> None:
+        """End the lanes that have ``spent`` their steps, or whose step is too short: for time, or, where no
+        state is finite, which may come first, to change a state of lower precision."""
+        lanes = self._lanes
+        self._end(
+            lanes.alive & spent,
+            ReturnCode.MAX_STEPS,
+            lambda lane: f"{lanes.tried[lane]} steps were tried and t = {lanes.time[lane]:.9g} was reached",
+        )
+        underflow = lanes.alive & ~lanes.broken & (lanes.wish <= lanes.floor)
+        self._end(
+            lanes.alive & lanes.broken & small,
+            ReturnCode.UNSTABLE,
+            lambda lane: f"no step from t = {lanes.time[lane]:.9g} gives a finite state, however small",
+        )
+        self._end(
+            underflow,
+            ReturnCode.DT_UNDERFLOW,
+            lambda lane: (
+                f"at t = {lanes.time[lane]:.9g} the tolerances ask for a step of {lanes.wish[lane]:.3g}"
+            ),
+        )
 
     def _slope(self, step: Step, h: Tensor, slope: Tensor | None) -> Tensor:
         """dh/dt at the nodes, evaluated where it is not what the step before ended with."""
@@ -277,10 +282,9 @@ class AdaptiveLoop:
     def _resize(self, ratio: Floats, size: Floats, accepted: Booleans, lands: Booleans) -> None:
         """The sizes to try next."""
         lanes = self._lanes
-        with np.errstate(divide="ignore", invalid="ignore"):
-            factor = _SAFETY * ratio ** (-1.0 / self._alg.error_order)
         broken = ~np.isfinite(ratio)
-        factor = np.where(broken, _SHRINK, np.clip(factor, _SHRINK, _GROW))
+        factor = _SAFETY * np.maximum(ratio, _TINY) ** (-1.0 / self._alg.error_order)
+        factor = np.where(broken, _SHRINK, np.minimum(np.maximum(factor, _SHRINK), _GROW))
         factor = np.where(lanes.rejected | ~accepted, np.minimum(factor, 1.0), factor)
         wish = size * factor
         # A step that was cut short by the end of its interval says little about the size after it.

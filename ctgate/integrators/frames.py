@@ -83,18 +83,22 @@ class SharedFrame(Frame):
         self.outputs: list[Output] = []
         self.nodes: list[Tensor] = []
         self._remember = remember
+        self._segment = -1
+        self._input: Input
         self.edges = np.array([[cuts[0].start], *([cut.stop] for cut in cuts)])
         self._keep = keep
         self._observe = observe
 
     def step(self, move: Move) -> Step:
         """A step in floats."""
-        begin, end = float(move.start[0]), float(move.stop[0])
-        return Step(begin, end, end - begin, self.cuts[int(move.segment[0])].u)
+        begin, end, segment = float(move.start[0]), float(move.stop[0]), int(move.segment[0])
+        if segment != self._segment:
+            self._segment, self._input = segment, self.cuts[segment].u
+        return Step(begin, end, end - begin, self._input)
 
     def norms(self, ratio: Tensor) -> Floats:
         """The worst sample."""
-        return np.array([ratio.detach().max().item()])
+        return np.array([ratio.detach().max().item()], np.float64)
 
     def choose(self, lanes: Booleans, new: Tensor, old: Tensor) -> Tensor:
         """All or nothing."""
