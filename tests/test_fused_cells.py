@@ -16,7 +16,7 @@ from torch.nn.utils import parametrizations
 
 import ctgate as ct
 from ctgate.kernels.fused import EULER, EXPONENTIAL, SLOPE, Rule, Stretch, node, run, run_back, unroll
-from ctgate.kernels.switch import plain_paths
+from ctgate.kernels.switch import fast_paths, plain_paths
 
 KINDS = {
     "leaky": partial(ct.Leaky, alpha=0.6),
@@ -122,6 +122,8 @@ class Spy:
 
 @pytest.fixture
 def spy(monkeypatch):
+    if not fast_paths():
+        pytest.skip("fast paths are off")
     found = Spy()
     monkeypatch.setattr(node, "run", found)
     return found
@@ -394,6 +396,7 @@ def test_fast_paths_are_taken(kind, algorithm, spy):
     close([own.hs], [plain.hs])
 
 
+@pytest.mark.skipif(not fast_paths(), reason="fast paths are off")
 def test_memory_is_flat(kind, monkeypatch):
     """Nothing of 50 solves and gradients is left, without the garbage collector."""
     left = []
