@@ -119,7 +119,8 @@ def test_checkpoints_change_nothing(checkpoints):
     _, again, _, regrads = by_ctgate(
         module, x, states, weight, 0.5, ct.DiscreteAdjoint(checkpoints=checkpoints)
     )
-    assert torch.equal(output, again)
+    # Stretches of other lengths add up in another order.
+    assert (output - again).abs().max() <= 1e-14
     for mine, reference in zip(regrads, grads, strict=True):
         assert (mine - reference).abs().max() <= 1e-13 * reference.abs().max()
 

@@ -81,3 +81,15 @@ def test_mixed_layers_and_shared_parameters(counted):
     twice, _, _ = problem(ct.Stack([layer, layer]))
     ct.solve(twice, ct.Euler(1.0))
     assert counted == [1]
+
+
+def test_a_cell_with_one_of_two_biases_takes_plain_steps():
+    """Set by hand: torch has no such cell, and a fused one would drop the other bias too."""
+    field = ct.GRU(3, 4, dtype=D)
+    assert field.fusable
+    field.bias_hh = None
+    assert not field.fusable
+    prob, _, _ = problem(field)
+    sol = ct.solve(prob, ct.Euler(1.0))
+    with ct.plain_paths():
+        assert torch.equal(sol.hs, ct.solve(prob, ct.Euler(1.0)).hs)

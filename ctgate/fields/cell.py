@@ -207,13 +207,15 @@ class Cell(VectorField, abc.ABC):
     @property
     def fusable(self) -> bool:
         """Whether the parameters are those that the fused cell knows, and no others: none made a buffer, used
-        twice, or computed by a parametrization."""
+        twice, or computed by a parametrization; all biases or none."""
         kind, norm = self.fused_cell, self.layernorm
         if kind is None or kind.names != self._parameters.keys():
             return False
         if type(norm) not in (NoneType, nn.LayerNorm):
             return False
         known = {name for name, parameter in self._parameters.items() if parameter is not None}
+        if len({name in known for name in kind.names if name.startswith("bias")}) > 1:
+            return False
         if norm is not None:
             known |= {"layernorm.weight", "layernorm.bias"}
         return known == {name for name, _ in self.named_parameters()}
