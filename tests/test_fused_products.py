@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.func import jvp
+from torch.func import jvp, vmap
 
 import ctgate as ct
 from ctgate.kernels.fused import (
@@ -15,6 +15,7 @@ from ctgate.kernels.fused import (
     pull_block,
     push_block,
     run_tangent,
+    tangent,
 )
 from ctgate.sensitivity import reverse_map
 from ctgate.sensitivity.memory import TensorMemory
@@ -226,6 +227,19 @@ def test_a_long_trajectory_is_taken_in_pieces():
     assert peaks[1] < 1.02 * peaks[0]
 
 
+@pytest.mark.parametrize("name", CELLS)
+def test_pieces_follow_on_one_another(name, monkeypatch):
+    """Two steps at a time, the last one alone, with two directions at once."""
+    case = Case(name)
+    monkeypatch.setattr(tangent, "_PIECE", 2 * case.h0.numel())
+    back = {key: -value for key, value in case.along.items()}
+    hs, vs = case.run([case.along, back], torch.stack((case.v0, -case.v0)), case.dus)
+    expected, along = case.reference(case.along, case.v0, case.dus)
+    assert far(hs, expected) < 1e-12
+    assert far(vs[:, 0], along) < 1e-12
+    assert far(vs[:, 1], case.reference(back, -case.v0, case.dus)[1]) < 1e-12
+
+
 def direction_of(prob, seed=30):
     named = {**dict(prob.field.named_parameters()), "h0": prob.h0}
     return {key: normal(*value.shape, seed=seed + k) for k, (key, value) in enumerate(named.items())}
@@ -272,6 +286,17 @@ def test_sensitivity_jvp_is_the_same_without_fast_paths(alg):
         assert far(fast.solution.hs, plain.solution.hs) < 1e-12
         assert far(fast(inside), plain(inside)) < 1e-12
     assert fast.solution.stats.evaluations == plain.solution.stats.evaluations
+
+
+def test_sensitivity_jvp_under_vmap():
+    """Many directions by a transform of torch.func, which in-place kernels leave to plain steps."""
+    kind = field("GRU-after", tau=1.3)
+    control = ct.ZeroOrderHold(torch.arange(4.0, dtype=F64), normal(3, 2, 2, seed=2))
+    prob = ct.ODEProblem(kind, 0.5 * normal(2, 3, seed=3), (0.0, 3.0), control)
+    starts = normal(4, 2, 3, seed=4)
+    at_once = vmap(lambda v: ct.sensitivity_jvp(prob, ct.Euler(DT), direction={"h0": v}).tangent)(starts)
+    for one, start in zip(at_once, starts, strict=True):
+        assert far(one, ct.sensitivity_jvp(prob, ct.Euler(DT), direction={"h0": start}).tangent) < 1e-12
 
 
 def test_tangents_that_diverge_end_the_solve():
