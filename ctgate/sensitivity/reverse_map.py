@@ -101,7 +101,7 @@ def _pulled_sums(sol: Solution, weights: Tensor, keep: int) -> dict[str, Tensor]
     batch = sol.hs.shape[1:-1]
     kept = batch[len(batch) - keep :]
     named = sol.prob.named_parameters()
-    rows = {name: parameter.new_zeros(*kept, *parameter.shape) for name, parameter in named.items()}
+    rows = {name: parameter.new_zeros((*kept, *parameter.shape)) for name, parameter in named.items()}
     for piece, at in around(sol.prob, sol.ts[:-1], sol.hs[:-1].detach()):
         for name, row in at.parameter_vjp(weights[piece], keep=keep).items():
             rows[name] = rows[name] + row
