@@ -74,7 +74,7 @@ def gru(preset: Preset, device: str) -> Iterator[Line]:
         case = Sequences(ct.GRU, preset.batch, hidden, steps, device)
         line = Line(
             "1",
-            f"GRU forward + backward, {case.sizes}",
+            f"GRU fwd + bwd, {case.sizes}",
             "nn.GRU",
             target=target(device, "gru", hidden, steps),
             checks=checks(case.ours(), case.theirs(), LIMITS),
@@ -93,7 +93,7 @@ def lstm(preset: Preset, device: str) -> Iterator[Line]:
         for name, ours in (("all of (c, h)", case.ours), ("h alone", output)):
             line = Line(
                 "2",
-                f"LSTM forward + backward, {name}, {case.sizes}",
+                f"LSTM fwd + bwd, {name}, {case.sizes}",
                 "nn.LSTM",
                 target=target(device, "lstm", hidden, steps),
                 checks=checks(ours(), case.theirs(), LIMITS),
@@ -119,7 +119,7 @@ def dense(preset: Preset, device: str) -> Iterator[Line]:
 
         line = Line(
             "3",
-            f"GRU forward + backward, every state, {case.sizes}",
+            f"GRU fwd + bwd, every state, {case.sizes}",
             "torchdiffeq euler",
             target=target(device, "dense", preset.hidden, steps),
             checks=checks(case.ours(), euler(), LIMITS),
@@ -135,7 +135,7 @@ def _per_step(preset: Preset, device: str) -> Line:
     pairing = paired(short.ours, long.ours, preset.rounds, clock=clock_of(device))
     return Line(
         "3",
-        f"GRU forward + backward, time per step, H{preset.hidden} B{preset.batch} T{many}",
+        f"GRU fwd + bwd, {long.sizes}",
         f"ours at T{few}",
         quantity=PER_STEP,
         ratios=tuple(ratio * few / many for ratio in pairing.ratios),

@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
-SPEED = "time, theirs / ours"
-MEMORY = "peak memory, ours / theirs"
-EVALUATIONS = "evaluations, ours / theirs"
+# What a ratio is of: ours over the other, but for the time, where it is theirs over ours.
+SPEED = "time"
+MEMORY = "peak memory"
+EVALUATIONS = "evaluations"
 ERROR = "relative error"
-PER_STEP = "time per step, longer / shorter"
+PER_STEP = "time per step"
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ def record(preset: Preset, device: str) -> Iterator[Line]:
     case = Sequences(ct.GRU, 1, hidden, steps, device)
     line = Line(
         "record",
-        f"GRU forward + backward, a tiny problem, {case.sizes}",
+        f"GRU fwd + bwd, a tiny problem, {case.sizes}",
         "nn.GRU",
         checks=checks(case.ours(), case.theirs(), LIMITS),
     )
@@ -48,7 +48,5 @@ def _forward_alone(
         return Found(case.torch())
 
     name = kind.__name__
-    line = Line(
-        "record", f"{name} forward, {case.sizes}", f"nn.{name}", checks=checks(ours(), theirs(), LIMITS)
-    )
+    line = Line("record", f"{name} fwd, {case.sizes}", f"nn.{name}", checks=checks(ours(), theirs(), LIMITS))
     yield timed(line, ours, theirs, preset.rounds, device)

@@ -28,7 +28,7 @@ def gates(preset: Preset, device: str) -> Iterator[Line]:
             if error <= _ERROR:
                 found[name] = error, evaluations, setting
                 break
-    workload = f"MultiGate with tau 0.01 to 10, {_UNITS} units, {_SPAN:g} units of time, error {_ERROR:g}"
+    workload = f"MultiGate, tau 0.01 to 10, H{_UNITS}, error {_ERROR:g}"
     if len(found) < 2:
         yield Line("15", workload, "Dopri5", quantity=EVALUATIONS, failed=f"only {[*found]} reach the error")
         return
