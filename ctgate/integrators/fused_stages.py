@@ -1,8 +1,8 @@
 r"""The stages of explicit Runge-Kutta steps on a fused cell, forwards and in reverse, on buffers.
 
-With the slopes :math:`k_j` of a step as the rows of one matrix, a stage's state :math:`h + dt \sum_j a_{ij} k_j` is
-one product of that matrix with a row of the tableau times dt, and so is, in reverse, the cotangent of a slope.
-Steps between known states can be taken side by side, as if they were samples.
+With the slopes :math:`k_j` of a step as the rows of one matrix, a stage's state
+:math:`h + dt \sum_j a_{ij} k_j` is one product of that matrix with a row of the tableau times dt, and so is, in
+reverse, the cotangent of a slope. Steps between known states can be taken side by side, as if they were samples.
 """
 
 from collections.abc import Sequence
@@ -123,10 +123,10 @@ class Reverse:
         self._parts = self._stages.take(h.flatten(0, 1), self._sizes(dts, h), us, 0, count)
         self._us = us
         factors = [
-            list(zip(*(part.unflatten(0, (self.steps, -1)).unbind(0) for part in stage), strict=True))
+            list(zip(*map(self._by_step, stage), strict=True))
             for stage in per_step(cell.factors(self._parts, self._stages.points, cell.pace, SLOPE))
         ]
-        rows = self._pre.unflatten(1, (self.steps, -1))
+        rows = self._pre.view(count, self.steps, self._samples, -1)
         for step in range(self.steps - 1, -1, -1):
             sums.resize(dts[step])
             met[-1] = a[step + 1]
@@ -144,6 +144,11 @@ class Reverse:
         return cell.gradients(
             self._parts, along, self._pre, points, self._us, cell.pace, SLOPE, 0, wants_input
         )
+
+    def _by_step(self, part: Tensor) -> tuple[Tensor, ...]:
+        """(step * sample or 1, ...) step by step."""
+        count, samples, rest = self.steps, self._samples, part.shape[1:]
+        return part.expand(count * samples, *rest).view(count, samples, *rest).unbind(0)
 
     def _sizes(self, dts: Sequence[float] | Tensor, h: Tensor) -> Size:
         if isinstance(dts, Tensor):

@@ -1,8 +1,8 @@
 """Explicit Runge-Kutta steps between states that are known, as one node of the graph.
 
-The node keeps the states. Its backward pass takes the steps again on the buffers of a fused cell, several side by
-side, and pulls the cotangents back through their stages. The slope at the end of a step, which the next one begins
-with, is a function of the state there, so steps depend on one another through the states alone.
+The node keeps the states. Its backward pass takes the steps again on the buffers of a fused cell, several side
+by side, and pulls the cotangents back through their stages. The slope at the end of a step, which the next one
+begins with, is a function of the state there, so steps depend on one another through the states alone.
 
 Where the gradient is itself to be differentiated the steps are taken again by plain operations that autograd
 follows: second and higher derivatives are right, and cost the memory of all stages. THEORY.md 8 and 19.
@@ -37,9 +37,9 @@ _CACHED = 65536
 def known_steps(
     dynamics: Dynamics, tableau: Tableau, steps: Sequence[Step], h: Tensor, states: Tensor
 ) -> Tensor | None:
-    """The states after these steps from ``h``, (step, *batch, state), whose values ``states`` are, with a graph
-    to all that they depend on; None where a node would miss some of it: a function of time as the input that
-    wants a gradient, times that do.
+    """The states after these steps from ``h``, (step, *batch, state), whose values ``states`` are, with a
+    graph to all that they depend on; None where a node would miss some of it: a function of time as the input
+    that wants a gradient, times that do.
 
     Raises (in the backward pass): RuntimeError if a tensor that the steps read was changed since.
     """
@@ -77,11 +77,10 @@ def take_stages(
         rows = [h.detach()]
         for step in steps:
             rows.append(attempts.end(step, rows[-1]))
-    states: Tensor | None = torch.stack(rows[1:])
     if not bool(torch.isfinite(rows[-1]).all()):
         return None
-    if followed:
-        states = known_steps(dynamics, tableau, steps, h, states)
+    values = torch.stack(rows[1:])
+    states = known_steps(dynamics, tableau, steps, h, values) if followed else values
     if states is None:
         return None
     dynamics.count(len(steps) * attempts.tableau.stages)
@@ -195,7 +194,7 @@ class _Known(torch.autograd.Function):
         ctx.taken.check()
         us, h0, states, *parameters = ctx.saved_tensors
         wanted = ctx.needs_input_grad[2:]
-        if torch.is_grad_enabled() or torch._C._functorch.is_batchedtensor(cotangent):
+        if torch.is_grad_enabled() or torch._C._functorch.is_legacy_batchedtensor(cotangent):
             return None, None, *_plain_gradients(ctx.taken, cotangent, wanted, us, h0, *parameters)
         start, found, inputs = pull_back(
             ctx.taken, cotangent, us, h0, states, parameters, any(wanted[2:]), wanted[0]
@@ -238,7 +237,7 @@ def pull_back(
         for name, gradient in found.items():
             total[name] = total[name] + gradient if name in total else gradient
         if inputs is not None and us is not None:
-            opened = inputs.unflatten(1, (steps, -1)).transpose(0, 1)
+            opened = inputs.view(tableau.stages, steps, len(h0), -1).transpose(0, 1)
             rows.append(opened.sum(1, keepdim=True) if us.shape[1] == 1 else opened)
     taken.count(tableau.stages * count)
     return a[0], total, torch.cat(rows[::-1]) if rows else None

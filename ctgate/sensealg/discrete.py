@@ -90,7 +90,9 @@ def run_adaptive(
     if frame.tracked:
         states = None
         if fused is not None and frame.taken and len(frame.nodes) == len(frame.taken):
-            states = known_steps(dynamics, fused.tableau, frame.taken, dynamics.prob.h0, torch.stack(frame.nodes))
+            states = known_steps(
+                dynamics, fused.tableau, frame.taken, dynamics.prob.h0, torch.stack(frame.nodes)
+            )
         if states is None:
             outputs = replay(dynamics, method, frame.taken, checkpoints, recorder.keep)
         else:
