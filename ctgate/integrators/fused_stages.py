@@ -1,8 +1,9 @@
 r"""The stages of explicit Runge-Kutta steps on a fused cell, forwards and in reverse, on buffers.
 
 With the slopes :math:`k_j` of a step as the rows of one matrix, a stage's state
-:math:`h + dt \sum_j a_{ij} k_j` is one product of that matrix with a row of the tableau times dt, and so is, in
-reverse, the cotangent of a slope. Steps between known states can be taken side by side, as if they were samples.
+:math:`h + dt \sum_j a_{ij} k_j` is one product of that matrix with a row of the tableau times dt, and so is,
+in reverse, the cotangent of a slope. Steps between known states can be taken side by side, as if they were
+samples.
 """
 
 from collections.abc import Sequence
@@ -126,7 +127,7 @@ class Reverse:
             list(zip(*map(self._by_step, stage), strict=True))
             for stage in per_step(cell.factors(self._parts, self._stages.points, cell.pace, SLOPE))
         ]
-        rows = self._pre.view(count, self.steps, self._samples, -1)
+        rows = self._pre.view(count, self.steps, self._samples, *self._pre.shape[2:])
         for step in range(self.steps - 1, -1, -1):
             sums.resize(dts[step])
             met[-1] = a[step + 1]

@@ -1,8 +1,9 @@
 """Explicit Runge-Kutta steps between states that are known, as one node of the graph.
 
-The node keeps the states. Its backward pass takes the steps again on the buffers of a fused cell, several side
-by side, and pulls the cotangents back through their stages. The slope at the end of a step, which the next one
-begins with, is a function of the state there, so steps depend on one another through the states alone.
+The node keeps the states. Its backward pass takes the steps again on the buffers of a fused cell, several
+side by side, and pulls the cotangents back through their stages. The slope at the end of a step, which the
+next one begins with, is a function of the state there, so steps depend on one another through the states
+alone.
 
 Where the gradient is itself to be differentiated the steps are taken again by plain operations that autograd
 follows: second and higher derivatives are right, and cost the memory of all stages. THEORY.md 8 and 19.
