@@ -21,7 +21,7 @@ _HEADS = ("row", "workload", "against", "ratio", "quartiles", "target", "verdict
 
 
 def table(lines: Sequence[Line]) -> str:
-    """A line each, and below what was found besides: times, errors, checks."""
+    """A line each, and below it the reason of the verdict and what was found besides: times, errors, checks."""
     rows = [_HEADS, *map(_cells, lines)]
     widths = [max(len(row[k]) for row in rows) for k in range(len(_HEADS))]
 
@@ -45,13 +45,14 @@ def _cells(line: Line) -> tuple[str, ...]:
         median if line.ratios else "",
         f"{low} to {high}" if len(line.ratios) > 1 else "",
         "" if line.target is None else str(line.target),
-        line.verdict,
+        line.verdict.partition(": ")[0],
     )
 
 
 def _details(line: Line) -> str:
     numbers = [f"{name} {_number(value)}" for name, value in line.numbers.items()]
-    return ", ".join(filter(None, [line.note, *numbers, *(str(check) for check in line.checks)]))
+    why = line.verdict.partition(": ")[2]
+    return ", ".join(filter(None, [why, line.note, *numbers, *(str(check) for check in line.checks)]))
 
 
 def _number(value: float) -> str:
