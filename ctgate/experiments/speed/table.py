@@ -21,7 +21,7 @@ _HEADS = ("row", "workload", "against", "ratio", "quartiles", "target", "verdict
 
 
 def table(lines: Sequence[Line]) -> str:
-    """A line each, and below it the reason of the verdict and what was found besides: times, errors, checks."""
+    """A line each, and below it the reason of the verdict and what else was found: times, errors, checks."""
     rows = [_HEADS, *map(_cells, lines)]
     widths = [max(len(row[k]) for row in rows) for k in range(len(_HEADS))]
 
