@@ -69,10 +69,20 @@ class FusedCell(abc.ABC):
         self.pace = pace_of(tau)
         self.hidden = self.state = parameters["weight_hh"].shape[-1]
 
-    @abc.abstractmethod
     def buffers(self, us: Tensor | None, steps: int, samples: int) -> Parts:
-        """Room for as many evaluations, (step, sample, ...) each, in which the input's part of the
-        pre-activations is filled in; ``us`` is (step, sample, channel)."""
+        """Room for as many evaluations, in which the input's part of the pre-activations is filled in; ``us``
+        is (step, sample, channel)."""
+        parts = self.room(steps, samples)
+        self.start(parts, us)
+        return parts
+
+    @abc.abstractmethod
+    def room(self, steps: int, samples: int) -> Parts:
+        """Room for as many evaluations, (step, sample, ...) each."""
+
+    @abc.abstractmethod
+    def start(self, parts: Parts, us: Tensor | None) -> None:
+        """Fill in the input's part of the pre-activations; ``us`` is (step, sample, channel)."""
 
     @abc.abstractmethod
     def views(self, parts: Parts) -> Parts:

@@ -35,13 +35,16 @@ class OneGateCell(RelaxingCell):
         self.gates = self.rows - self.hidden
         self.open = self.weight.new_ones(1, 1, 1)
 
-    def buffers(self, us: Tensor | None, steps: int, samples: int) -> Parts:
+    def room(self, steps: int, samples: int) -> Parts:
         """Gate and candidate together; with layer normalisation the candidate's pre-activation in its place,
         and its value, mean and reciprocal deviation apart."""
         own = self.weight.new_empty(steps, samples, self.rows)
-        begin(self.parameters, us, own)
         widths = () if self.norm is None else (self.hidden, 1, 1)
         return (own, *(own.new_empty(steps, samples, width) for width in widths))
+
+    def start(self, parts: Parts, us: Tensor | None) -> None:
+        """Gate and candidate in one product."""
+        begin(self.parameters, us, parts[0])
 
     def candidate_parts(self, parts: Parts) -> Parts:
         """The last rows of the product among them."""

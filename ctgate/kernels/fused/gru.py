@@ -46,12 +46,14 @@ class GRUAfter(RelaxingCell):
         r, z, n = rows.chunk(3, dim)
         return torch.cat((r, -z, n), dim)
 
-    def buffers(self, us: Tensor | None, steps: int, samples: int) -> Parts:
+    def room(self, steps: int, samples: int) -> Parts:
         """(r, 1 - z, what r multiplies) together, then the candidate's."""
-        gates = 2 * self.hidden
         own = self.own.new_empty(steps, samples, 3 * self.hidden)
-        parts = (own, *self.candidate_room(own, steps, samples))
-        before = self.before(parts)
+        return (own, *self.candidate_room(own, steps, samples))
+
+    def start(self, parts: Parts, us: Tensor | None) -> None:
+        """Gates and candidate in two products: what r multiplies sees no input."""
+        gates, own, before = 2 * self.hidden, parts[0], self.before(parts)
         if us is None:
             fill(own[..., :gates], self.gate_bias)
             fill(before, self.seen_bias)
@@ -59,7 +61,6 @@ class GRUAfter(RelaxingCell):
             project(us, self.external[:gates], self.gate_bias, own[..., :gates])
             project(us, self.external[gates:], self.seen_bias, before)
         fill(own[..., gates:], self.own_bias)
-        return parts
 
     def views(self, parts: Parts) -> Parts:
         """All, both gates, r, what r multiplies, the rest of the candidate's parts, gate and candidate."""

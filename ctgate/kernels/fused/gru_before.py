@@ -43,18 +43,20 @@ class GRUBefore(RelaxingCell):
         r, z, n = rows.chunk(3, dim)
         return torch.cat((r, -z, n), dim)
 
-    def buffers(self, us: Tensor | None, steps: int, samples: int) -> Parts:
+    def room(self, steps: int, samples: int) -> Parts:
         """r and 1 - z together, r h, then the candidate's."""
         gates = self.to_gates.new_empty(steps, samples, self.cut)
         seen = self.to_gates.new_empty(steps, samples, self.hidden)
-        parts = (gates, seen, *self.candidate_room(gates, steps, samples))
-        for room, which in ((gates, slice(self.cut)), (self.before(parts), slice(self.cut, None))):
+        return (gates, seen, *self.candidate_room(gates, steps, samples))
+
+    def start(self, parts: Parts, us: Tensor | None) -> None:
+        """Gates and candidate in two products."""
+        for room, which in ((parts[0], slice(self.cut)), (self.before(parts), slice(self.cut, None))):
             bias = None if self.bias is None else self.bias[which]
             if us is None:
                 fill(room, bias)
             else:
                 project(us, self.external[which], bias, room)
-        return parts
 
     def views(self, parts: Parts) -> Parts:
         """Both gates, r, r h, the rest of the candidate's parts, gate and candidate."""

@@ -34,11 +34,13 @@ class LiquidCell(FusedCell):
         self.weight, self.reversal = parameters["weight_hh"], parameters["reversal"]
         self.unit = 1.0 / self.pace if isinstance(self.pace, float) else tau
 
-    def buffers(self, us: Tensor | None, steps: int, samples: int) -> Parts:
+    def room(self, steps: int, samples: int) -> Parts:
         """f."""
-        conductance = self.weight.new_empty(steps, samples, self.hidden)
-        begin(self.parameters, us, conductance)
-        return (conductance,)
+        return (self.weight.new_empty(steps, samples, self.hidden),)
+
+    def start(self, parts: Parts, us: Tensor | None) -> None:
+        """One product."""
+        begin(self.parameters, us, parts[0])
 
     def views(self, parts: Parts) -> Parts:
         """f."""

@@ -49,15 +49,18 @@ class LSTMCell(FusedCell):
         bias_ih, bias_hh = parameters.get("bias_ih"), parameters.get("bias_hh")
         self.bias = None if bias_ih is None or bias_hh is None else _turned(bias_ih + bias_hh)
 
-    def buffers(self, us: Tensor | None, steps: int, samples: int) -> Parts:
+    def room(self, steps: int, samples: int) -> Parts:
         """All gates and g together, then y."""
         own = self.own.new_empty(steps, samples, 4 * self.hidden)
-        if us is None:
-            fill(own, self.bias)
-        else:
-            project(us, self.external, self.bias, own)
         widths = (self.hidden,) if self.norm is None else (self.hidden, self.hidden, 1, 1)
         return (own, *(own.new_empty(steps, samples, width) for width in widths))
+
+    def start(self, parts: Parts, us: Tensor | None) -> None:
+        """One product."""
+        if us is None:
+            fill(parts[0], self.bias)
+        else:
+            project(us, self.external, self.bias, parts[0])
 
     def views(self, parts: Parts) -> Parts:
         """All, the sigmoids, o, i, 1 - f, y, d, which all steps put in one place, and g's parts."""
