@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ctgate.integrators.dynamics import Dynamics
 from ctgate.integrators.fused_stages import Stages
-from ctgate.integrators.grid import NoInput, Step
+from ctgate.integrators.grid import Input, NoInput, Step
 from ctgate.integrators.method import Attempt, moving
 from ctgate.integrators.runge_kutta import Tableau
 from ctgate.problem import ODEProblem
@@ -21,6 +21,8 @@ class FusedAttempts:
         self._batch = prob.h0.shape[:-1]
         cell = prob.field.fuse({name: p.detach() for name, p in prob.named_parameters().items()})
         self._stages = Stages(cell, tableau, prob.h0.detach().reshape(-1, prob.h0.shape[-1]))
+        self._piece: Input | None = None
+        self._seen: Tensor | None = None
 
     def __call__(
         self, dynamics: Dynamics, step: Step, h: Tensor, slope: Tensor | None, estimate: bool
@@ -29,7 +31,7 @@ class FusedAttempts:
         stages, count = self._stages, self.tableau.stages
         first = 0 if slope is None else 1
         if slope is not None:
-            stages.slopes[0] = slope.view_as(stages.slopes[0])
+            stages.slopes[0].copy_(slope.view_as(stages.slopes[0]))
         start, tracked = self._take(step, h, first, count)
         dynamics.count(count - first)
         last = self.tableau.first_same_as_last
@@ -56,8 +58,9 @@ class FusedAttempts:
     def _take(self, step: Step, h: Tensor, first: int, stop: int) -> tuple[Tensor, bool]:
         """Take stages ``first`` to ``stop`` - 1; return the state, flat, and whether a derivative wants to
         pass the input."""
-        us = inputs_at([step], self.tableau.c[first:stop], self._batch)
-        start = h.reshape(-1, h.shape[-1])
+        if self._piece is not step.u or not step.u.held:
+            self._piece, self._seen = step.u, inputs_at([step], self.tableau.c[first:stop], self._batch)
+        us, start = self._seen, h.reshape(-1, h.shape[-1])
         dt = step.dt.reshape(-1) if isinstance(step.dt, Tensor) else step.dt
         self._stages.take(start, dt, None if us is None else us[0].detach(), first, stop)
         return start, us is not None and us.requires_grad
@@ -70,8 +73,12 @@ def inputs_at(steps: Sequence[Step], nodes: Sequence[float], batch: torch.Size) 
         return None
     if all(step.u.held for step in steps if not isinstance(step.u, NoInput)):
         nodes = nodes[:1]
-    values = [step.u(step.start + c * step.dt) for step in steps for c in nodes]
-    rows = torch.stack([value for value in values if value is not None])
+    values: list[Tensor] = []
+    for step in steps:
+        # Stages may share a time.
+        seen = {c: step.u(step.start + c * step.dt) for c in dict.fromkeys(nodes)}
+        values.extend(u for c in nodes if (u := seen[c]) is not None)
+    rows = torch.stack(values)
     shape = rows.shape[1:]
     full = rows.reshape(len(rows), *(1,) * (len(batch) + 1 - len(shape)), *shape)
     return full.expand(-1, *batch, -1).reshape(len(steps), len(nodes), batch.numel(), shape[-1])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ctgate.integrators.runge_kutta import Tableau
 from ctgate.kernels.fused import SLOPE, FusedCell
-from ctgate.kernels.fused.cell import Gradients, Parts, per_step
+from ctgate.kernels.fused.cell import Gradients, per_step
 
 # dt: one number, or one per sample (sample,).
 Size = float | Tensor
@@ -53,35 +53,39 @@ class Sums:
 
 
 class Stages:
-    """Room for the stages of a step: ``points``, the states that are evaluated, and ``slopes`` there, both
-    (stage, sample, state); ``like`` is a state (sample, state)."""
+    """Room for the stages of a step: ``points``, the states that are evaluated, ``slopes`` there, both
+    (stage, sample, state), and ``parts``, what the evaluations keep; ``like`` is a state (sample, state)."""
 
     def __init__(self, cell: FusedCell, tableau: Tableau, like: Tensor) -> None:
         count = tableau.stages
         self.cell = cell
         self.points, self.slopes = (like.new_empty(count, *like.shape) for _ in range(2))
+        self.parts = cell.room(count, len(like))
         self._sums = Sums([*tableau.a, tableau.b, tableau.error or tableau.b], like)
         self._flat_points = self.points.view(count, -1).unbind(0)
         flat = self.slopes.view(count, -1)
         self._before = [flat[:k].mT for k in range(count + 1)]
-        self._each = list(zip(self.points.unbind(0), self.slopes.unbind(0), strict=True))
+        views = per_step(cell.views(self.parts))
+        self._each = list(zip(views, self.points.unbind(0), self.slopes.unbind(0), strict=True))
+        self._from = [tuple(part[k:] for part in self.parts) for k in range(2)]
 
-    def take(self, h: Tensor, dt: Size, us: Tensor | None, first: int, stop: int) -> Parts:
-        """Stages ``first`` to ``stop`` - 1 of a step from ``h`` (sample, state); the slopes before them are
-        there. ``us`` (stage or 1, sample, channel) is the input at these stages. Returns what the evaluations
-        keep."""
+    def take(self, h: Tensor, dt: Size, us: Tensor | None, first: int, stop: int) -> None:
+        """Stages ``first``, 0 or 1, to ``stop`` - 1 of a step from ``h`` (sample, state); the slopes before
+        them are there. ``us`` (stage or 1, sample, channel) is the input at these stages."""
         cell, sums, start = self.cell, self._sums, h.reshape(-1)
-        parts = cell.buffers(None if us is None else us.expand(stop - first, -1, -1), stop - first, len(h))
+        parts = self._from[first]
+        if stop < len(self.points):
+            parts = tuple(part[first:stop] for part in self.parts)
+        cell.start(parts, None if us is None else us.expand(stop - first, -1, -1))
         sums.resize(dt)
-        for k, views in enumerate(per_step(cell.views(parts)), first):
-            point, slope = self._each[k]
+        for k in range(first, stop):
+            views, point, slope = self._each[k]
             if k:
                 sums.added(k, start, self._before[k], self._flat_points[k])
             else:
                 point.copy_(h)
             cell.evaluate(views, point)
             cell.advance(views, point, cell.pace, SLOPE, slope)
-        return parts
 
     def end(self, h: Tensor) -> Tensor:
         """The state after the step that was taken from ``h``."""
@@ -108,48 +112,58 @@ class Reverse:
             [*(tableau.a[later][k] for later in range(k + 1, count)), tableau.b[k]] for k in range(count)
         ]
         self._sums = Sums(weights, like)
-        self._cotangents = like.new_empty(count, steps, *like.shape)
+        # Cotangents of the slopes, of the pre-activations, and of what a step met: the states of the stages,
+        # and last the state after the step.
+        self._along = like.new_empty(count, steps * samples, like.shape[1])
         self._pre = cell.cotangents(count, steps * samples)
-        # Of the stages' states, and last of the state after the step.
         self._met = like.new_empty(count + 1, *like.shape)
         flat = self._met.view(count + 1, -1)
         self._after = [flat[k + 1 :].mT for k in range(count)]
         self._all, self._ones = flat.mT, like.new_ones(count + 1)
+        self._rows = list(
+            zip(
+                self._each(self._along),
+                self._along.view(count * steps, -1).unbind(0),
+                self._each(self._pre),
+                strict=True,
+            )
+        )
 
     def pull(self, h: Tensor, dts: Sequence[float] | Tensor, us: Tensor | None, a: Tensor) -> None:
         """``a`` (step + 1, sample, state) are the cotangents of the nodes: direct ones, and all of the last.
         In place they become all of them. ``h`` (step, sample, state) are the states before the steps, ``dts``
         the sizes, numbers or (step, sample), ``us`` (stage, step * sample, channel)."""
-        cell, sums, met, count = self._cell, self._sums, self._met, self._count
-        self._parts = self._stages.take(h.flatten(0, 1), self._sizes(dts, h), us, 0, count)
+        cell, sums, stages, count = self._cell, self._sums, self._stages, self._count
+        stages.take(h.flatten(0, 1), self._sizes(dts, h), us, 0, count)
         self._us = us
-        factors = [
-            list(zip(*map(self._by_step, stage), strict=True))
-            for stage in per_step(cell.factors(self._parts, self._stages.points, cell.pace, SLOPE))
-        ]
-        rows = self._pre.view(count, self.steps, self._samples, *self._pre.shape[2:])
+        parts = cell.factors(stages.parts, stages.points, cell.pace, SLOPE)
+        factors = list(zip(*map(self._each, parts), strict=True))
+        *met, end = self._met.unbind(0)
+        earlier = self._met[:-1]
+        nodes, flat = a.unbind(0), a.flatten(1).unbind(0)
         for step in range(self.steps - 1, -1, -1):
             sums.resize(dts[step])
-            met[-1] = a[step + 1]
-            met[:-1].zero_()
+            end.copy_(nodes[step + 1])
+            earlier.zero_()
             for k in range(count - 1, -1, -1):
-                cotangent = self._cotangents[k, step]
-                sums.of(k, self._after[k], cotangent.view(-1))
-                cell.pull(factors[k][step], cotangent, rows[k, step], met[k])
-            a[step].view(-1).addmv_(self._all, self._ones)
+                number = k * self.steps + step
+                cotangent, room, pre = self._rows[number]
+                sums.of(k, self._after[k], room)
+                cell.pull(factors[number], cotangent, pre, met[k])
+            flat[step].addmv_(self._all, self._ones)
 
     def gradients(self, wants_input: bool) -> tuple[Gradients, Tensor | None]:
         """The cotangents of the parameters, and those of the input, (stage, step * sample, channel)."""
-        cell, points = self._cell, self._stages.points
-        along = self._cotangents.flatten(1, 2)
+        cell, stages = self._cell, self._stages
         return cell.gradients(
-            self._parts, along, self._pre, points, self._us, cell.pace, SLOPE, 0, wants_input
+            stages.parts, self._along, self._pre, stages.points, self._us, cell.pace, SLOPE, 0, wants_input
         )
 
-    def _by_step(self, part: Tensor) -> tuple[Tensor, ...]:
-        """(step * sample or 1, ...) step by step."""
-        count, samples, rest = self.steps, self._samples, part.shape[1:]
-        return part.expand(count * samples, *rest).view(count, samples, *rest).unbind(0)
+    def _each(self, part: Tensor) -> tuple[Tensor, ...]:
+        """(stage, step * sample or 1, ...) as one tensor (sample, ...) per stage and step."""
+        count, samples, rest = self.steps, self._samples, part.shape[2:]
+        full = part.expand(-1, count * samples, *rest).view(-1, count, samples, *rest)
+        return tuple(row for stage in full.unbind(0) for row in stage.unbind(0))
 
     def _sizes(self, dts: Sequence[float] | Tensor, h: Tensor) -> Size:
         if isinstance(dts, Tensor):

@@ -20,6 +20,7 @@ class NoInput:
     """The input of a problem without a control."""
 
     coefficients: tuple[Tensor, ...] = ()
+    held = True
 
     def __call__(self, t: float | Tensor) -> None:
         return None

@@ -32,7 +32,7 @@ from ctgate.kernels.fused.cell import Gradients
 from ctgate.problem import Method, ODEProblem
 
 # Numbers in the states of the stages that a backward pass takes at once.
-_CACHED = 65536
+_CACHED = 131072
 
 
 def known_steps(

@@ -169,9 +169,12 @@ class FusedCell(abc.ABC):
 
 def project(us: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
     """``out`` (step, sample, rows) = us weight^T + bias."""
-    room = out.view(-1, out.shape[-1])
+    rows, room = us.flatten(0, 1), out.view(-1, out.shape[-1])
     # Piece by piece a product of few columns takes little more than half the time.
-    for seen, piece in zip(us.flatten(0, 1).split(_PIECE), room.split(_PIECE), strict=True):
+    for first in range(0, len(rows), _PIECE):
+        seen, piece = (
+            (rows, room) if len(rows) <= _PIECE else (x[first : first + _PIECE] for x in (rows, room))
+        )
         if bias is None:
             torch.mm(seen, weight.mT, out=piece)
         else:
