@@ -12,6 +12,7 @@ from torch.func import functional_call
 
 from ctgate.controls import Control
 from ctgate.controls.base import concrete, differentiated
+from ctgate.controls.sampled import SampledControl
 from ctgate.controls.times import as_float64, first_index, rounding_of
 from ctgate.fields import VectorField
 from ctgate.fields.base import broadcasts_to
@@ -123,6 +124,8 @@ class ODEProblem:
         self._check_support(self.control)
         if self.per_sample:
             u = self.control(self.sample_spans()[0].detach()[None])[0]
+        elif isinstance(self.control, SampledControl):
+            u = self.control.xs[0]
         else:
             u = self.control(max(self.span[0], self.control.support[0]))
         if u.ndim == 0 or (size is not None and u.shape[-1] != size):

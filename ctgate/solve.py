@@ -2,6 +2,7 @@
 
 import time
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, overload
 
 import numpy as np
@@ -227,5 +228,13 @@ def _engine(alg: Algorithm, sensealg: SensitivityAlgorithm) -> str:
     return "torchdiffeq" if isinstance(sensealg, BacksolveAdjoint) or isinstance(alg, Dopri8) else "native"
 
 
-def _bar(length: float, progress: bool) -> "tqdm[object]":
-    return tqdm(total=length, disable=None if progress else True, unit="t", leave=False)
+class _NoBar:
+    """In the place of a bar that nobody wants to see."""
+
+    def update(self, amount: float) -> None:
+        """Nothing."""
+
+
+def _bar(length: float, progress: bool) -> AbstractContextManager[Any]:
+    bar: AbstractContextManager[Any] = nullcontext(_NoBar())
+    return tqdm(total=length, disable=None, unit="t", leave=False) if progress else bar

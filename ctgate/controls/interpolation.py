@@ -1,5 +1,7 @@
 """Three ways to read samples as a function of time: held, joined by lines, joined by cubics."""
 
+from bisect import bisect_left
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -49,6 +51,16 @@ class ZeroOrderHold(SampledControl):
         edges = torch.cat([ts, 2.0 * take(ts, last) - take(ts, before)])
         rank = ranks(len(edges), counts)
         return take(edges, torch.where(rank < counts, rank, len(ts)))
+
+    def held_from(self, ts: Sequence[float]) -> Tensor | None:
+        """The values that begin at these times [time], a view ``(time, *batch, channel)`` of ``xs``; None
+        where they are not knots in a row, values are missing, or samples have times of their own."""
+        if not self.shared or self._tables is not None:
+            return None
+        first = bisect_left(self._knots, ts[0])
+        stop = first + len(ts)
+        in_a_row = stop <= len(self.xs) and self._knots[first:stop] == tuple(ts)
+        return self.xs[first:stop] if in_a_row else None
 
     def _frame(self, times: tuple[Any, ...]) -> tuple[Any, ...]:
         return ()

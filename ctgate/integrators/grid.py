@@ -112,6 +112,7 @@ class FixedSteps(Sequence[Step]):
         self._dt = dt
         self._resolution = resolution
         self._edges = np.array(cuts.edges, np.float64)
+        self._last: tuple[range, tuple[Integers, Floats, Floats, Floats]] | None = None
         lengths = np.diff(self._edges) - self._slack(np.arange(len(cuts)))
         counts = np.maximum(np.ceil(lengths / dt), 1.0).astype(np.int64)
         # The number of the first step in each interval, and that of all steps.
@@ -158,7 +159,12 @@ class FixedSteps(Sequence[Step]):
                 yield Step(start, stop, dt, u)
 
     def _spans(self, numbers: range) -> tuple[Integers, Floats, Floats, Floats]:
-        """(interval, start, stop, size) of these steps."""
+        """(interval, start, stop, size) of these steps; the last answer is kept."""
+        if self._last is None or self._last[0] != numbers:
+            self._last = numbers, self._computed(numbers)
+        return self._last[1]
+
+    def _computed(self, numbers: range) -> tuple[Integers, Floats, Floats, Floats]:
         which = np.arange(numbers.start, numbers.stop, numbers.step)
         segment = np.searchsorted(self._firsts, which, side="right") - 1
         left, right = self._edges[segment], self._edges[segment + 1]

@@ -64,8 +64,8 @@ def every_node(step: AcceptedStep) -> list[Output]:
 
 
 class Rows(Sequence[Output]):
-    """Outputs whose states are one tensor, ``(output, *batch, state)``; ``whole`` has the state before them in
-    front, where there is one."""
+    """Outputs whose states are one tensor, ``(output, *batch, state)``; ``whole`` has the state before them
+    in front, where there is one."""
 
     def __init__(self, times: Sequence[float | Tensor], states: Tensor, whole: Tensor | None = None) -> None:
         self.times = times

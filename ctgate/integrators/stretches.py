@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import functional_call
 
+from ctgate.controls import ZeroOrderHold
 from ctgate.controls.base import concrete
 from ctgate.fields import Stack, VectorField
 from ctgate.integrators.dynamics import Dynamics
@@ -155,9 +156,14 @@ def _inputs(
     """u at the start of each step, (step, sample, channel)."""
     if prob.control is None:
         return None
+    us = None
     if isinstance(steps, FixedSteps):
-        times = torch.tensor([start for start, _ in ends], dtype=torch.float64, device=h.device)
-        us = prob.control(times, "right")
+        starts = [start for start, _ in ends]
+        if isinstance(prob.control, ZeroOrderHold):
+            us = prob.control.held_from(starts)
+        if us is None:
+            times = torch.tensor(starts, dtype=torch.float64, device=h.device)
+            us = prob.control(times, "right")
     else:
         us = torch.stack([u for step in steps if (u := step.u(step.start)) is not None])
     batch = h.shape[:-1]

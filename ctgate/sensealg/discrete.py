@@ -46,10 +46,10 @@ def run_fixed(
     unchecked = 1 if recorder.watched else stretch_length(dynamics.prob, method)
     size = unchecked if checkpoints is None else -(-allowed // checkpoints)
     h = dynamics.prob.h0
-    retaker = Retaker(dynamics, method, recorder.keep)
+    retaker = None if checkpoints is None else Retaker(dynamics, method, recorder.keep)
     for first in range(0, allowed, size):
         part = plan[first : min(first + size, allowed)]
-        if checkpoints is None:
+        if retaker is None:
             h, _, outputs = run_steps(dynamics, method, part, h, None, recorder.keep)
         else:
             h, _, outputs = retaker.take(part, h, None)

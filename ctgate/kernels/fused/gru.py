@@ -110,8 +110,10 @@ class GRUAfter(RelaxingCell):
     def pull(self, factors: Parts, a: Tensor, pre: Tensor, out: Tensor) -> None:
         """Factors, then the product with the weights."""
         blocks, stay, *candidate = factors
-        torch.mul(a.unsqueeze(-2), blocks, out=pre[..., :4, :])
-        if self.norm is not None:
+        if self.norm is None:
+            torch.mul(a.unsqueeze(-2), blocks, out=pre)
+        else:
+            torch.mul(a.unsqueeze(-2), blocks, out=pre[..., :4, :])
             pre[..., 4, :] = pre[..., 3, :]
             n = self.through_norm(pre[..., 4, :].contiguous(), tuple(candidate))
             pre[..., 3, :] = n
