@@ -17,7 +17,7 @@ from ctgate.controls.times import FLOAT64_EPS
 from ctgate.integrators.dynamics import Dynamics
 from ctgate.integrators.frames import Frame, Move
 from ctgate.integrators.grid import Step
-from ctgate.integrators.method import Attempt, Method
+from ctgate.integrators.method import Method
 from ctgate.integrators.samples import Booleans, Floats, Integers
 from ctgate.retcode import ReturnCode
 
@@ -131,9 +131,9 @@ def first_steps(
     return np.where(np.isfinite(speed), wish, 0.0)
 
 
-def slope_at_start(dynamics: Dynamics, step: Step, h: Tensor) -> Attempt:
+def slope_at_start(dynamics: Dynamics, step: Step, h: Tensor) -> Tensor:
     """dh/dt at the start of a step."""
-    return Attempt(h, dynamics.rhs(step.u)(step.start, h))
+    return dynamics.rhs(step.u)(step.start, h)
 
 
 class AdaptiveLoop:
@@ -150,7 +150,7 @@ class AdaptiveLoop:
         frame: Frame,
         tolerances: tuple[float, float],
         max_steps: float,
-        begin: Callable[[Dynamics, Step, Tensor], Attempt] = slope_at_start,
+        begin: Callable[[Dynamics, Step, Tensor], Tensor] = slope_at_start,
     ) -> None:
         self._dynamics = dynamics
         self._alg = alg
@@ -184,7 +184,7 @@ class AdaptiveLoop:
             with self._graph_as_needed():
                 attempt = self._method(self._dynamics, step, h, slope, True)
             assert attempt.error is not None
-            following = self._value(attempt.h, attempt.tracked)
+            following = self._value(attempt.h)
             ratio = frame.norms(error_ratio(attempt.error.detach(), h, following, *self._tolerances))
             lanes.tried += lanes.alive
             accepted = lanes.alive & (ratio <= 1.0)
@@ -202,8 +202,8 @@ class AdaptiveLoop:
         """Autograd watches until the first result that wants a gradient."""
         return torch.set_grad_enabled(torch.is_grad_enabled() and not self._frame.tracked)
 
-    def _value(self, x: Tensor, tracked: bool = False) -> Tensor:
-        self._frame.tracked |= tracked or differentiated(x)
+    def _value(self, x: Tensor) -> Tensor:
+        self._frame.tracked |= differentiated(x)
         return x.detach()
 
     def _choose_first(self, h: Tensor) -> None:
@@ -273,9 +273,7 @@ class AdaptiveLoop:
         if slope is not None and not missing.any():
             return slope
         with self._graph_as_needed():
-            begun = self._begin(self._dynamics, step, h)
-        assert begun.slope is not None
-        evaluated = self._value(begun.slope, begun.tracked)
+            evaluated = self._value(self._begin(self._dynamics, step, h))
         lanes.known |= missing
         return evaluated if slope is None else self._frame.choose(missing, evaluated, slope)
 

@@ -40,6 +40,10 @@ class Frame(abc.ABC):
     jumps: bool
     tracked: bool = False
 
+    def track(self) -> None:
+        """A derivative wants to pass the steps."""
+        self.tracked = True
+
     @abc.abstractmethod
     def step(self, move: Move) -> Step:
         """The step that takes each lane from start to stop inside its interval."""

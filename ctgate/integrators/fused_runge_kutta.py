@@ -1,6 +1,6 @@
 """Attempts at explicit Runge-Kutta steps on a fused cell, as values without a graph."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -14,7 +14,12 @@ from ctgate.problem import ODEProblem
 
 
 class FusedAttempts:
-    """One step after the other of an explicit method, on buffers that all of them share."""
+    """One step after the other of an explicit method, on buffers that all of them share.
+
+    ``on_tracked`` is called where a derivative wants to pass the input: what is returned are values only.
+    """
+
+    on_tracked: Callable[[], None] | None = None
 
     def __init__(self, prob: ODEProblem, tableau: Tableau) -> None:
         self.tableau = tableau
@@ -32,7 +37,7 @@ class FusedAttempts:
         first = 0 if slope is None else 1
         if slope is not None:
             stages.slopes[0].copy_(slope.view_as(stages.slopes[0]))
-        start, tracked = self._take(step, h, first, count)
+        start = self._take(step, h, first, count)
         dynamics.count(count - first)
         last = self.tableau.first_same_as_last
         following = stages.points[-1].clone() if last else stages.end(start)
@@ -40,30 +45,30 @@ class FusedAttempts:
             following.view_as(h),
             stages.slopes[-1].clone().view_as(h) if last else None,
             stages.error().view_as(h) if estimate else None,
-            tracked,
         )
 
-    def slope(self, dynamics: Dynamics, step: Step, h: Tensor) -> Attempt:
+    def slope(self, dynamics: Dynamics, step: Step, h: Tensor) -> Tensor:
         """dh/dt at the start of the step."""
-        _, tracked = self._take(step, h, 0, 1)
+        self._take(step, h, 0, 1)
         dynamics.count()
-        return Attempt(h, self._stages.slopes[0].clone().view_as(h), None, tracked)
+        return self._stages.slopes[0].clone().view_as(h)
 
     def end(self, step: Step, h: Tensor) -> Tensor:
         """The state after the step, without more."""
-        start, _ = self._take(step, moving(step, h), 0, self.tableau.stages)
+        start = self._take(step, moving(step, h), 0, self.tableau.stages)
         following = self._stages.end(start).view_as(h)
         return following if step.standing is None else torch.where(step.standing.unsqueeze(-1), h, following)
 
-    def _take(self, step: Step, h: Tensor, first: int, stop: int) -> tuple[Tensor, bool]:
-        """Take stages ``first`` to ``stop`` - 1; return the state, flat, and whether a derivative wants to
-        pass the input."""
+    def _take(self, step: Step, h: Tensor, first: int, stop: int) -> Tensor:
+        """Take stages ``first`` to ``stop`` - 1; return the state that they start from, (sample, state)."""
         if self._piece is not step.u or not step.u.held:
             self._piece, self._seen = step.u, inputs_at([step], self.tableau.c[first:stop], self._batch)
         us, start = self._seen, h.reshape(-1, h.shape[-1])
+        if us is not None and us.requires_grad and self.on_tracked is not None:
+            self.on_tracked()
         dt = step.dt.reshape(-1) if isinstance(step.dt, Tensor) else step.dt
         self._stages.take(start, dt, None if us is None else us[0].detach(), first, stop)
-        return start, us is not None and us.requires_grad
+        return start
 
 
 def inputs_at(steps: Sequence[Step], nodes: Sequence[float], batch: torch.Size) -> Tensor | None:

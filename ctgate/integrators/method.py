@@ -12,13 +12,11 @@ from ctgate.integrators.grid import Step
 
 class Attempt(NamedTuple):
     """The end of a step: state, its derivative where the method has it, and an estimate of the local error
-    where it was asked for. All of h's shape ``(*batch, state)``. ``tracked`` says that a derivative wants to
-    pass the step where the tensors, values only, do not show it."""
+    where it was asked for. All of h's shape ``(*batch, state)``."""
 
     h: Tensor
     slope: Tensor | None = None
     error: Tensor | None = None
-    tracked: bool = False
 
 
 # (dynamics, step, h, slope, estimate): ``slope`` is dh/dt at the start, where it is known.

@@ -113,7 +113,8 @@ def adaptive_loop(
     """The loop that finds steps, with fused attempts where there are any."""
     if fused is None:
         return AdaptiveLoop(dynamics, alg, method_of(alg), frame, tolerances, limit)
-    # Values only: they do not show what wants a gradient.
+    # Values only, which do not show what wants a gradient.
+    fused.on_tracked = frame.track
     parameters = dynamics.prob.named_parameters().values()
     frame.tracked = torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
     return AdaptiveLoop(dynamics, alg, fused, frame, tolerances, limit, fused.slope)
