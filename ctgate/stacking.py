@@ -376,7 +376,7 @@ def _part(sol: Solution, number: int, prob: ODEProblem, saves: int) -> Solution:
 
 def _without_rest(ts: Tensor, hs: Tensor, one_clock: bool) -> tuple[Tensor, Tensor]:
     """Nodes without those at the end at which nobody moves; on one clock, at which somebody does not."""
-    moves = (ts.detach()[1:] > ts.detach()[:-1]).reshape(len(ts) - 1, -1)
+    moves = (ts.detach()[1:] > ts.detach()[:-1]).reshape(len(ts) - 1, ts[0].numel())
     count = 1 + int((moves.all(-1) if one_clock else moves.any(-1)).sum())
     return (_first_column(ts) if one_clock else ts)[:count], hs[:count]
 
