@@ -19,6 +19,13 @@ def problem(field, steps=9, dt=1.0):
     return ct.ODEProblem(field, h0, u.support, u), x, h0
 
 
+@pytest.fixture(autouse=True)
+def fast():
+    """What is taken layer by layer is the question here, also where the tests run on plain paths."""
+    with ct.plain_paths(False):
+        yield
+
+
 @pytest.fixture
 def counted(monkeypatch):
     """How often a stretch was taken layer by layer."""

@@ -116,6 +116,14 @@ def test_cudnn(kind, layers):
         torch.testing.assert_close(one, two, atol=1e-10, rtol=1e-9)
 
 
+@pytest.fixture
+def fast():
+    """Where the use of torch's kernel is the question, also where the tests run on plain paths."""
+    with ct.plain_paths(False):
+        yield
+
+
+@pytest.mark.usefixtures("fast")
 @pytest.mark.skipif(not ONEDNN, reason="torch was built without oneDNN")
 def test_the_kernel_is_used_and_its_last_state_is_that_of_solve():
     prob = lstm_problem()
@@ -125,6 +133,7 @@ def test_the_kernel_is_used_and_its_last_state_is_that_of_solve():
     torch.testing.assert_close(outputs, sol.output[1:], atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("fast")
 @pytest.mark.skipif(not ONEDNN, reason="torch was built without oneDNN")
 @pytest.mark.parametrize("tau", [0.1, 0.3])
 def test_a_tau_that_its_dtype_rounds_is_still_dt(tau):
