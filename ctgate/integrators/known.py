@@ -25,7 +25,7 @@ from ctgate.integrators.fused_runge_kutta import FusedAttempts, inputs_at
 from ctgate.integrators.fused_stages import Reverse
 from ctgate.integrators.grid import Step
 from ctgate.integrators.method import moving
-from ctgate.integrators.recorder import AcceptedStep, Keep, Output, Rows, every_node
+from ctgate.integrators.recorder import Keep, Output, Rows, every_node, kept_of
 from ctgate.integrators.runge_kutta import Tableau, explicit_stages
 from ctgate.integrators.stretches import fusable, transformed
 from ctgate.kernels.fused.cell import Gradients
@@ -85,18 +85,14 @@ def take_stages(
     if states is None:
         return None
     dynamics.count(len(steps) * attempts.tableau.stages)
-    return states[-1], outputs_of(steps, h, states, keep)
+    return states[-1].clone(), outputs_of(steps, h, states, keep)
 
 
 def outputs_of(steps: Sequence[Step], h0: Tensor, states: Tensor, keep: Keep) -> Sequence[Output]:
     """What ``keep`` wants of these steps, from ``h0`` to each of the ``states`` (step, *batch, state)."""
     if keep is every_node:
         return Rows([step.stop for step in steps], states)
-    rows = states.unbind(0)
-    outputs: list[Output] = []
-    for step, left, right in zip(steps, (h0, *rows[:-1]), rows, strict=True):
-        outputs.extend(keep(AcceptedStep(step.start, step.stop, left, right, step.u)))
-    return outputs
+    return kept_of(((step.start, step.stop, step.u) for step in steps), h0, states, keep)
 
 
 def without_last(tableau: Tableau) -> Tableau:

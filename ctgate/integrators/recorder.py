@@ -91,6 +91,25 @@ class Rows(Sequence[Output]):
         return map(Output, self.times, self.states.unbind(0))
 
 
+def kept_of(
+    spans: Iterable[tuple[float | Tensor, float | Tensor, Input | None]],
+    h0: Tensor,
+    states: Tensor,
+    keep: Keep,
+) -> list[Output]:
+    """What ``keep`` wants of steps that were taken together: their ends and inputs, the state before them and
+    those after each (step, *batch, state).
+
+    The states are copies: a row would hold all of them in memory.
+    """
+    rows = states.unbind(0)
+    return [
+        Output(output.t, output.h.clone())
+        for (start, stop, u), left, right in zip(spans, (h0, *rows[:-1]), rows, strict=True)
+        for output in keep(AcceptedStep(start, stop, left, right, u))
+    ]
+
+
 class Outputs:
     """What a solve keeps, in order; rows that came together stay together."""
 

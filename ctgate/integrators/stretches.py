@@ -19,7 +19,7 @@ from ctgate.fields import Stack, VectorField
 from ctgate.integrators.dynamics import Dynamics
 from ctgate.integrators.exponential import relax
 from ctgate.integrators.grid import FixedSteps, Step
-from ctgate.integrators.recorder import AcceptedStep, Keep, Output, Rows, every_node
+from ctgate.integrators.recorder import Keep, Output, Rows, every_node, kept_of
 from ctgate.kernels.fused import Rule, Stretch
 from ctgate.kernels.switch import fast_paths
 from ctgate.problem import Method, ODEProblem
@@ -84,11 +84,8 @@ def take_fused(
     states = states.view(len(states), *h.shape)
     if keep is every_node:
         return states[-1], Rows([stop for _, stop in ends], states[1:], states)
-    rows = states.unbind(0)
-    outputs: list[Output] = []
-    for (start, stop), left, right in zip(ends, rows[:-1], rows[1:], strict=True):
-        outputs.extend(keep(AcceptedStep(start, stop, left, right, None)))
-    return rows[-1], outputs
+    spans = ((start, stop, None) for start, stop in ends)
+    return states[-1].clone(), kept_of(spans, h, states[1:], keep)
 
 
 def _unroll(

@@ -49,7 +49,7 @@ FULL = Preset(
     knot_tolerance=1e-6,
     samples=256,
     sample_steps=120,
-    sample_hidden=48,
+    sample_hidden=64,
     sample_loop=16,
     tangent_steps=1024,
 )
@@ -66,7 +66,7 @@ QUICK = Preset(
     knot_tolerance=1e-6,
     samples=256,
     sample_steps=120,
-    sample_hidden=48,
+    sample_hidden=64,
     sample_loop=8,
     tangent_steps=256,
 )

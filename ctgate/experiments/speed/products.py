@@ -11,20 +11,21 @@ import ctgate as ct
 from ctgate.experiments.speed.compare import Found, relative, timed
 from ctgate.experiments.speed.discrete import LIMITS, Sequences
 from ctgate.experiments.speed.lines import Check, Line
-from ctgate.experiments.speed.peers import NAMES, Weights, gru_loop, gru_slope, weights_of
+from ctgate.experiments.speed.peers import NAMES, Weights, gru_loop, weights_of
 from ctgate.experiments.speed.presets import Preset, target
 
-_INPUTS = 2
+_INPUTS = 6
+_GATED = ("weight_ih", "weight_hh", "bias")
 _READOUT = ("weight", "bias")
 
 
 class Samples:
-    """A GRU read out at the end of each sequence, a squared error per sample, and their gradients."""
+    """A network with a gate per unit, read out at the end of each sequence, a squared error per sample, and
+    their gradients: the anisotropy experiment of L. Livi, arXiv 2508.12121, has these sizes."""
 
     def __init__(self, samples: int, hidden: int, steps: int, device: str) -> None:
         generator = torch.Generator().manual_seed(0)
-        self.field = ct.GRU(_INPUTS, hidden, generator=generator).to(device)
-        self.layer = self.field.to_torch()
+        self.field = ct.MultiGate(_INPUTS, hidden, generator=generator).to(device)
         self.readout = nn.Linear(hidden, 1, device=device)
         with torch.no_grad():
             for parameter in self.readout.parameters():
@@ -40,45 +41,54 @@ class Samples:
         prob = ct.ODEProblem(self.field, h0, (0.0, len(self.xs)), control)
         loss = ct.Loss(terminal=lambda seen: (seen[..., 0] - self.y).square(), readout=self.readout)
         rows = ct.per_sample_gradients(prob, loss, ct.Euler(dt=1.0))
-        return [rows[name] for name in (*NAMES, *(f"readout.{name}" for name in _READOUT))]
+        return [rows[name] for name in (*_GATED, *(f"readout.{name}" for name in _READOUT))]
 
     def loop(self, count: int) -> list[Tensor]:
-        """The same for the first samples, one ``torch.nn.GRU`` and one reverse pass after the other."""
-        parameters = [*weights_of(self.layer), *self.readout.parameters()]
+        """The same for the first samples, one loop over time and one reverse pass after the other."""
+        weights = dict(self.field.named_parameters())
+        parameters = [*(weights[name] for name in _GATED), *self.readout.parameters()]
+        h0 = self.field.initial_state((1,))
         found = []
         for k in range(count):
-            seen = self.readout(self.layer(self.xs[:, k : k + 1])[0][-1])
+            seen = self.readout(gated_end(weights, h0, self.xs[:, k : k + 1]))
             found.append(torch.autograd.grad((seen[0, 0] - self.y[k]).square(), parameters))
         return [torch.stack(rows) for rows in zip(*found, strict=True)]
 
     def mapped(self) -> list[Tensor]:
-        """The same by vmap(grad) of the cell written out: ``torch.nn.GRU`` does not pass vmap."""
-        cell = dict(zip(NAMES, (weight.detach() for weight in weights_of(self.field)), strict=True))
+        """The same by vmap(grad) of the same loop."""
+        cell = {name: weight.detach() for name, weight in self.field.named_parameters()}
         outside = {name: p.detach() for name, p in self.readout.named_parameters()}
         h0 = self.field.initial_state()
 
         def cost(parameters: tuple[Weights, Weights], xs: Tensor, y: Tensor) -> Tensor:
-            h = h0
-            for u in xs:
-                h = h + gru_slope(parameters[0], h, u)
+            h = gated_end(parameters[0], h0, xs)
             seen = functional.linear(h, parameters[1]["weight"], parameters[1]["bias"])
             return (seen[0] - y).square()
 
         inside, read = vmap(grad(cost), in_dims=(None, 1, 0))((cell, outside), self.xs, self.y)
-        return [*(inside[name] for name in NAMES), *(read[name] for name in _READOUT)]
+        return [*(inside[name] for name in _GATED), *(read[name] for name in _READOUT)]
+
+
+def gated_end(weights: Weights, h: Tensor, xs: Tensor) -> Tensor:
+    """The last state of the discrete cell with a gate per unit over ``xs`` (step, ..., channel)."""
+    for u in xs:
+        pre = functional.linear(u, weights["weight_ih"], weights["bias"])
+        gate, candidate = (pre + functional.linear(h, weights["weight_hh"])).chunk(2, -1)
+        h = h + torch.sigmoid(gate) * (torch.tanh(candidate) - h)
+    return h
 
 
 def samples(preset: Preset, device: str) -> Iterator[Line]:
     """The gradients of single samples against a loop and against vmap(grad)."""
     count, steps, few = preset.samples, preset.sample_steps, preset.sample_loop
     case = Samples(count, preset.sample_hidden, steps, device)
-    workload = f"gradients of {count} samples, GRU H{preset.sample_hidden} T{steps}"
+    workload = f"gradients of {count} samples, gate per unit, H{preset.sample_hidden} T{steps}"
     rows = case.ours()
 
     line = Line(
         "8",
         workload,
-        f"loop over nn.GRU ({few} samples x {count / few:g})",
+        f"loop over samples ({few} x {count / few:g})",
         target=target(device, "samples loop", count, steps),
         checks=(Check("gradients", relative([row[:few] for row in rows], case.loop(few)), LIMITS[1]),),
     )

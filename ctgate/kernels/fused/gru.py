@@ -32,7 +32,7 @@ class GRUAfter(RelaxingCell):
     def __init__(self, parameters: Mapping[str, Tensor], tau: Tensor, eps: float | None) -> None:
         super().__init__(parameters, tau, eps)
         self.own = self._turned(parameters["weight_hh"], -2)
-        self.own_blocks = self.own.chunk(3)
+        self.own_blocks, self.own_columns = self.own.chunk(3), self.own.mT
         self.external = self._turned(parameters["weight_ih"], -2)
         bias_ih, bias_hh = parameters.get("bias_ih"), parameters.get("bias_hh")
         self.gate_bias = self.seen_bias = self.own_bias = None
@@ -74,12 +74,15 @@ class GRUAfter(RelaxingCell):
 
     def evaluate(self, views: Parts, h: Tensor) -> None:
         """Product, gates, candidate."""
-        own, gates, r, seen, *rest = views[:-2]
-        candidate = (views[-1], *rest)
-        own.addmm_(h, self.own.mT)
+        own, gates, r, seen, *rest, _, target = views
+        own.addmm_(h, self.own_columns)
         gates.sigmoid_()
-        self.before(candidate).addcmul_(r, seen)
-        self.activate(candidate)
+        if self.norm is None:
+            target.addcmul_(r, seen).tanh_()
+        else:
+            candidate = (target, *rest)
+            self.before(candidate).addcmul_(r, seen)
+            self.activate(candidate)
 
     def factors(self, parts: Parts, h: Tensor, scale: Scale, rule: Rule) -> Parts:
         """What a cotangent is multiplied with on its way to h, and to r, z, what r multiplies and n; with
