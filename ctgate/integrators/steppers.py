@@ -92,14 +92,21 @@ def method_of(alg: Algorithm) -> Method:
     return _METHODS[type(alg)]
 
 
+def takes_many(prob: ODEProblem, method: Method) -> bool:
+    """Whether steps of known sizes are taken many at a time, which an interrupt then loses together."""
+    if isinstance(method, OneEvaluation):
+        return unrolls(prob)
+    return isinstance(method, ManyStages) and fusable(prob) and not transformed()
+
+
 def stretch_length(prob: ODEProblem, method: Method) -> int:
     """How many fixed steps are taken before the state is looked at: a divergence costs at most so many."""
-    return longest(prob) if isinstance(method, OneEvaluation) and unrolls(prob) else _LOOK
+    return longest(prob) if isinstance(method, OneEvaluation) and takes_many(prob, method) else _LOOK
 
 
 def fused_attempts(prob: ODEProblem, method: Method) -> FusedAttempts | None:
     """What attempts this method's steps faster, where there is such a thing."""
-    if isinstance(method, ManyStages) and fusable(prob) and not transformed():
+    if isinstance(method, ManyStages) and takes_many(prob, method):
         return FusedAttempts(prob, method.tableau)
     return None
 

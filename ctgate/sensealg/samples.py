@@ -19,7 +19,7 @@ from ctgate.integrators.known import known_steps
 from ctgate.integrators.method import Method
 from ctgate.integrators.recorder import Output, Recorder, every_node
 from ctgate.integrators.samples import Integers, Plan, SampleGrid, fixed_plan
-from ctgate.integrators.steppers import fused_attempts, method_of, run_steps
+from ctgate.integrators.steppers import fused_attempts, method_of, run_steps, takes_many
 from ctgate.retcode import Halt, ReturnCode
 from ctgate.sensealg.discrete import adaptive_loop, replay, untransformable
 from ctgate.sensealg.retake import Retaker
@@ -153,7 +153,8 @@ def _take(
     if checkpoints is not None:
         size = max(1, -(-len(plan) // checkpoints))
     else:
-        size = 1 if recorder is not None and recorder.watched else _LOOK
+        watched = recorder is not None and recorder.watched
+        size = _LOOK if takes_many(dynamics.prob, method) and not watched else 1
     retaker = Retaker(dynamics, method, every_node)
     h = dynamics.prob.h0
     for first in range(0, len(plan), size):
