@@ -247,7 +247,7 @@ def test_targets_belong_to_their_sizes_and_devices():
     assert {("gru", *size) for size in FULL.gru} | {("dense", FULL.hidden, t) for t in FULL.dense} <= named
     fields = [f.name for f in dataclasses.fields(Preset)]
     shorter = {name for name in fields if getattr(FULL, name) != getattr(QUICK, name)}
-    assert shorter == {"rounds", "gru", "dense", "tolerances", "sample_loop", "tangent_steps"}
+    assert shorter == {"rounds", "gru", "lstm", "dense", "tolerances", "sample_loop", "tangent_steps"}
     assert min(FULL.rounds, QUICK.rounds) >= 5
 
 
