@@ -112,11 +112,11 @@ class FusedCell(abc.ABC):
         All three may have a block of vectors in front, (block, sample, ...), here and in :meth:`push`.
         """
 
+    @abc.abstractmethod
     def push(self, factors: Parts, v: Tensor, pre: Tensor, out: Tensor) -> None:
         """One step forward, the transpose of :meth:`pull`: the tangent ``v`` of the state before adds to
         ``out``, that of what :meth:`advance` gave. ``pre`` has what the tangents of pre-activations get from
         parameters and input, laid out as their cotangents, and is overwritten."""
-        raise NotImplementedError(f"{type(self).__name__} has no push")
 
     @abc.abstractmethod
     def gradients(
@@ -139,6 +139,7 @@ class FusedCell(abc.ABC):
         own sum, as the first dimension.
         """
 
+    @abc.abstractmethod
     def sources(
         self,
         direction: Mapping[str, Tensor],
@@ -152,7 +153,6 @@ class FusedCell(abc.ABC):
         """The transpose of :meth:`gradients`: what pre-activations get, as :meth:`push` takes it, (step,
         sample, rows), and what the steps' results get besides, (step, sample, state), None for 0, from a
         direction of some of the parameters, by name, and of the input, (step, sample, channel) or None."""
-        raise NotImplementedError(f"{type(self).__name__} has no sources")
 
     @abc.abstractmethod
     def stretch(self, parts: Parts, h: Tensor, scale: Scale, rule: Rule) -> Tensor:

@@ -20,7 +20,13 @@ from ctgate.kernels.fused.relaxing import RelaxingCell
 from ctgate.kernels.fused.rule import Rule
 
 # Parameters whose rows belong to r, z and n.
-_TURNED = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+TURNED = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
+
+def turned(rows: Tensor, dim: int = -1) -> Tensor:
+    """The rows of z, along ``dim``, with the opposite sign; also back."""
+    r, z, n = rows.chunk(3, dim)
+    return torch.cat((r, -z, n), dim)
 
 
 class GRUAfter(RelaxingCell):
@@ -31,20 +37,15 @@ class GRUAfter(RelaxingCell):
 
     def __init__(self, parameters: Mapping[str, Tensor], tau: Tensor, eps: float | None) -> None:
         super().__init__(parameters, tau, eps)
-        self.own = self._turned(parameters["weight_hh"], -2)
+        self.own = turned(parameters["weight_hh"], -2)
         self.own_blocks, self.own_columns = self.own.chunk(3), self.own.mT
-        self.external = self._turned(parameters["weight_ih"], -2)
+        self.external = turned(parameters["weight_ih"], -2)
         bias_ih, bias_hh = parameters.get("bias_ih"), parameters.get("bias_hh")
         self.gate_bias = self.seen_bias = self.own_bias = None
         if bias_ih is not None and bias_hh is not None:
             gates = 2 * self.hidden
-            self.gate_bias = self._turned(bias_ih + bias_hh)[:gates]
+            self.gate_bias = turned(bias_ih + bias_hh)[:gates]
             self.seen_bias, self.own_bias = bias_ih[gates:], bias_hh[gates:]
-
-    def _turned(self, rows: Tensor, dim: int = -1) -> Tensor:
-        """The rows of z, along ``dim``, with the opposite sign; also back."""
-        r, z, n = rows.chunk(3, dim)
-        return torch.cat((r, -z, n), dim)
 
     def room(self, steps: int, samples: int) -> Parts:
         """(r, 1 - z, what r multiplies) together, then the candidate's."""
@@ -170,7 +171,7 @@ class GRUAfter(RelaxingCell):
         return found, r @ weights[0] + z @ weights[1] + n @ weights[2]
 
     def _turn(self, rows: Tensor) -> Tensor:
-        """:meth:`_turned` back, in place: rows of new gradients (..., rows, columns)."""
+        """:func:`turned` back, in place: rows of new gradients (..., rows, columns)."""
         rows.chunk(3, -2)[1].neg_()
         return rows
 
@@ -185,7 +186,7 @@ class GRUAfter(RelaxingCell):
         rule: Rule,
     ) -> tuple[Tensor, Tensor | None]:
         """A product per block of rows."""
-        along = {name: self._turned(x, 0).chunk(3) for name, x in direction.items() if name in _TURNED}
+        along = {name: turned(x, 0).chunk(3) for name, x in direction.items() if name in TURNED}
         pre = self.cotangents(*h.shape[:2])
         r, z, own, n, *y = pre.unbind(-2)
         still = (self.own.new_zeros(self.hidden),) * 3

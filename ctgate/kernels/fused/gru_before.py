@@ -16,11 +16,9 @@ from ctgate.kernels.fused.cell import (
     project,
     total,
 )
+from ctgate.kernels.fused.gru import TURNED, turned
 from ctgate.kernels.fused.relaxing import RelaxingCell
 from ctgate.kernels.fused.rule import Rule
-
-# Parameters whose rows belong to r, z and n.
-_TURNED = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
 class GRUBefore(RelaxingCell):
@@ -32,16 +30,11 @@ class GRUBefore(RelaxingCell):
     def __init__(self, parameters: Mapping[str, Tensor], tau: Tensor, eps: float | None) -> None:
         super().__init__(parameters, tau, eps)
         self.cut = 2 * self.hidden
-        own = self._turned(parameters["weight_hh"], -2)
+        own = turned(parameters["weight_hh"], -2)
         self.to_gates, self.to_seen = own[: self.cut], own[self.cut :]
-        self.external = self._turned(parameters["weight_ih"], -2)
+        self.external = turned(parameters["weight_ih"], -2)
         bias_ih, bias_hh = parameters.get("bias_ih"), parameters.get("bias_hh")
-        self.bias = None if bias_ih is None or bias_hh is None else self._turned(bias_ih + bias_hh, -1)
-
-    def _turned(self, rows: Tensor, dim: int) -> Tensor:
-        """The rows of z, along ``dim``, with the opposite sign; also back."""
-        r, z, n = rows.chunk(3, dim)
-        return torch.cat((r, -z, n), dim)
+        self.bias = None if bias_ih is None or bias_hh is None else turned(bias_ih + bias_hh, -1)
 
     def room(self, steps: int, samples: int) -> Parts:
         """r and 1 - z together, r h, then the candidate's."""
@@ -132,11 +125,11 @@ class GRUBefore(RelaxingCell):
         external = h.new_empty(*h.shape[:-1], 0) if us is None else us
         weights = torch.cat((outer(gates, h, keep), outer(n, parts[1], keep)), -2)
         found = {
-            "weight_hh": self._turned(weights, -2),
-            "weight_ih": self._turned(outer(own, external, keep), -2),
+            "weight_hh": turned(weights, -2),
+            "weight_ih": turned(outer(own, external, keep), -2),
         }
         if self.bias is not None:
-            found["bias_ih"] = self._turned(total(own, keep), -1)
+            found["bias_ih"] = turned(total(own, keep), -1)
             found["bias_hh"] = found["bias_ih"].clone()
         found |= self.norm_gradients(pre[..., 4 * self.hidden :], parts, keep)
         found |= self.tau_gradients(parts, a, h, scale, rule, keep)
@@ -153,7 +146,7 @@ class GRUBefore(RelaxingCell):
         rule: Rule,
     ) -> tuple[Tensor, Tensor | None]:
         """One product per weight, two for the state's, whose rows meet different things."""
-        along = {name: self._turned(x, 0) for name, x in direction.items() if name in _TURNED}
+        along = {name: turned(x, 0) for name, x in direction.items() if name in TURNED}
         still = self.to_gates.new_zeros(self.cut + self.hidden)
         bias = along.get("bias_ih", still) + along.get("bias_hh", still)
         pre = self.cotangents(*h.shape[:2])
