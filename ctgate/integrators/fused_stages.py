@@ -7,13 +7,16 @@ samples.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ctgate.integrators.runge_kutta import Tableau
 from ctgate.kernels.fused import SLOPE, FusedCell
-from ctgate.kernels.fused.cell import Gradients, per_step
+from ctgate.kernels.fused.cell import Gradients
+from ctgate.kernels.fused.scales import Scales
+from ctgate.kernels.fused.walk import backwards, forwards
 
 # dt: one number, or one per sample (sample,).
 Size = float | Tensor
@@ -65,8 +68,8 @@ class Stages:
         self._flat_points = self.points.view(count, -1).unbind(0)
         flat = self.slopes.view(count, -1)
         self._before = [flat[:k].mT for k in range(count + 1)]
-        views = per_step(cell.views(self.parts))
-        self._each = list(zip(views, self.points.unbind(0), self.slopes.unbind(0), strict=True))
+        paces = Scales([1.0] * count, cell.pace, like)
+        self._evaluate = forwards(cell, self.parts, self.points, self.slopes, paces, SLOPE)
         self._from = [tuple(part[k:] for part in self.parts) for k in range(2)]
 
     def take(self, h: Tensor, dt: Size, us: Tensor | None, first: int, stop: int) -> None:
@@ -79,13 +82,11 @@ class Stages:
         cell.start(parts, None if us is None else us.expand(stop - first, -1, -1))
         sums.resize(dt)
         for k in range(first, stop):
-            views, point, slope = self._each[k]
             if k:
                 sums.added(k, start, self._before[k], self._flat_points[k])
             else:
-                point.copy_(h)
-            cell.evaluate(views, point)
-            cell.advance(views, point, cell.pace, SLOPE, slope)
+                self.points[0].copy_(h)
+            self._evaluate(k)
 
     def end(self, h: Tensor) -> Tensor:
         """The state after the step that was taken from ``h``."""
@@ -120,25 +121,27 @@ class Reverse:
         flat = self._met.view(count + 1, -1)
         self._after = [flat[k + 1 :].mT for k in range(count)]
         self._all, self._ones = flat.mT, like.new_ones(count + 1)
-        self._rows = list(
-            zip(
-                self._each(self._along),
-                self._along.view(count * steps, -1).unbind(0),
-                self._each(self._pre),
-                strict=True,
-            )
+        each = count * steps
+        self._rooms = self._along.view(each, -1).unbind(0)
+        # Stage after stage, and in each step after step.
+        parts, points, along, pre = (
+            [x.view(each, samples, *x.shape[2:]) for x in tensors]
+            for tensors in (self._stages.parts, [self._stages.points], [self._along], [self._pre])
+        )
+        paces = Scales([1.0] * each, cell.pace, like)
+        self._walk = partial(
+            backwards, cell, tuple(parts), points[0], along[0], pre[0], self._met, paces, SLOPE, each
         )
 
     def pull(self, h: Tensor, dts: Sequence[float] | Tensor, us: Tensor | None, a: Tensor) -> None:
         """``a`` (step + 1, sample, state) are the cotangents of the nodes: direct ones, and all of the last.
         In place they become all of them. ``h`` (step, sample, state) are the states before the steps, ``dts``
         the sizes, numbers or (step, sample), ``us`` (stage, step * sample, channel)."""
-        cell, sums, stages, count = self._cell, self._sums, self._stages, self._count
+        sums, stages, count = self._sums, self._stages, self._count
         stages.take(h.flatten(0, 1), self._sizes(dts, h), us, 0, count)
         self._us = us
-        parts = cell.factors(stages.parts, stages.points, cell.pace, SLOPE)
-        factors = list(zip(*map(self._each, parts), strict=True))
-        *met, end = self._met.unbind(0)
+        step_back = self._walk()
+        end = self._met[count]
         earlier = self._met[:-1]
         nodes, flat = a.unbind(0), a.flatten(1).unbind(0)
         for step in range(self.steps - 1, -1, -1):
@@ -147,9 +150,8 @@ class Reverse:
             earlier.zero_()
             for k in range(count - 1, -1, -1):
                 number = k * self.steps + step
-                cotangent, room, pre = self._rows[number]
-                sums.of(k, self._after[k], room)
-                cell.pull(factors[number], cotangent, pre, met[k])
+                sums.of(k, self._after[k], self._rooms[number])
+                step_back(number, k)
             flat[step].addmv_(self._all, self._ones)
 
     def gradients(self, wants_input: bool) -> tuple[Gradients, Tensor | None]:
@@ -158,12 +160,6 @@ class Reverse:
         return cell.gradients(
             stages.parts, self._along, self._pre, stages.points, self._us, cell.pace, SLOPE, 0, wants_input
         )
-
-    def _each(self, part: Tensor) -> tuple[Tensor, ...]:
-        """(stage, step * sample or 1, ...) as one tensor (sample, ...) per stage and step."""
-        count, samples, rest = self.steps, self._samples, part.shape[2:]
-        full = part.expand(-1, count * samples, *rest).view(-1, count, samples, *rest)
-        return tuple(row for stage in full.unbind(0) for row in stage.unbind(0))
 
     def _sizes(self, dts: Sequence[float] | Tensor, h: Tensor) -> Size:
         if isinstance(dts, Tensor):

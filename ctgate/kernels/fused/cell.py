@@ -57,8 +57,15 @@ class FusedCell(abc.ABC):
     Attributes:
         names: the field's own parameters, some of which it may set to None; torch's unless a class says
             otherwise.
+        kernels: the module of :mod:`ctgate.kernels.compiled` that does the elementwise part, empty for none.
+            It is for cells with one product of the state: of these columns, that are ``shown``, with the
+            weights ``own``, added ``into`` these columns of the first part, and of the cotangents.
     """
 
+    kernels: str = ""
+    own: Tensor
+    into: slice
+    shown: slice
     names: ClassVar[frozenset[str]] = frozenset(("weight_ih", "weight_hh", "bias_ih", "bias_hh", "log_tau"))
     hidden: int
     state: int
@@ -68,6 +75,7 @@ class FusedCell(abc.ABC):
         self.tau = tau
         self.pace = pace_of(tau)
         self.hidden = self.state = parameters["weight_hh"].shape[-1]
+        self.shown = slice(None)
 
     def buffers(self, us: Tensor | None, steps: int, samples: int) -> Parts:
         """Room for as many evaluations, in which the input's part of the pre-activations is filled in; ``us``
@@ -227,17 +235,10 @@ def outer(pre: Tensor, seen: Tensor, keep: int) -> Tensor:
     if not keep:
         # The transpose is faster where there are few columns, and as fast elsewhere.
         return (seen.flatten(0, 1).mT @ pre.flatten(0, 1)).mT
-    return outers((pre,), seen, keep)
-
-
-def outers(blocks: Sequence[Tensor], seen: Tensor, keep: int) -> Tensor:
-    """:func:`outer` of blocks of rows, one below the other."""
-    if not keep:
-        return torch.cat([outer(rows, seen, 0) for rows in blocks], -2)
     # A batched product is many times slower with few columns, and with factors that lie far apart in memory.
     columns = seen.shape[-1]
     wide = functional.pad(grouped(seen, keep), (0, max(0, _COLUMNS - columns)))
-    found = torch.bmm(torch.cat([grouped(rows, keep) for rows in blocks], -1).mT, wide)
+    found = torch.bmm(grouped(pre, keep).mT, wide)
     return found if columns >= _COLUMNS else found[..., :columns].contiguous()
 
 

@@ -23,6 +23,8 @@ class RelaxingCell(FusedCell):
         self.norm = (
             None if eps is None else Norm(parameters["layernorm.weight"], parameters["layernorm.bias"], eps)
         )
+        if self.norm is not None:
+            self.kernels = ""
 
     @abc.abstractmethod
     def gate(self, parts: Parts) -> Tensor:

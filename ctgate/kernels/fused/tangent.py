@@ -7,7 +7,8 @@ from torch import Tensor
 
 from ctgate.kernels.fused.cell import FusedCell, Parts, per_step
 from ctgate.kernels.fused.rule import Rule
-from ctgate.kernels.fused.unroll import Scales, evaluations, run
+from ctgate.kernels.fused.scales import Scales
+from ctgate.kernels.fused.unroll import evaluations, run
 
 # Numbers in one tensor of states that are taken before their tangents follow: what is kept of them stays in
 # the cache, and the memory of the whole is that of states and tangents.

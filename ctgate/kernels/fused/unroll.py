@@ -5,8 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ctgate.kernels.fused.cell import FusedCell, Gradients, Parts, Scale, per_step
+from ctgate.kernels.fused.cell import FusedCell, Gradients, Parts, per_step
 from ctgate.kernels.fused.rule import Rule
+from ctgate.kernels.fused.scales import Scales
+from ctgate.kernels.fused.walk import backwards, forwards
 
 # Numbers in one tensor of factors that are made at once: with about ten of them they stay in the cache.
 _CACHED = 65536
@@ -19,12 +21,9 @@ def run(
     parts = cell.buffers(us, len(dts), len(h0))
     hs = h0.new_empty(len(dts) + 1, *h0.shape)
     hs[0] = h0
-    states, scales = hs.unbind(0), Scales(dts, cell.pace, h0).each
-    for views, scale, h, out in zip(
-        per_step(cell.views(parts)), scales, states[:-1], states[1:], strict=True
-    ):
-        cell.evaluate(views, h)
-        cell.advance(views, h, scale, rule, out)
+    step = forwards(cell, parts, hs[:-1], hs[1:], Scales(dts, cell.pace, h0), rule)
+    for k in range(len(dts)):
+        step(k)
     return hs, parts
 
 
@@ -54,36 +53,9 @@ def run_back(
     a = cotangents.clone(memory_format=torch.contiguous_format)
     pre = cell.cotangents(steps, samples)
     scales = Scales(dts, cell.pace, hs)
-    size = max(1, _CACHED // max(1, samples * cell.hidden))
-    along, rows = a.unbind(0), pre.unbind(0)
-    for stop in range(steps, 0, -size):
-        start = max(0, stop - size)
-        which = slice(start, stop)
-        factors = cell.factors(tuple(part[which] for part in parts), hs[which], scales.part(which), rule)
-        for k, own in zip(range(stop - 1, start - 1, -1), reversed(list(per_step(factors))), strict=True):
-            cell.pull(own, along[k + 1], rows[k], along[k])
+    at_once = max(1, _CACHED // max(1, samples * cell.hidden))
+    step = backwards(cell, parts, hs[:-1], a[1:], pre, a[:-1], scales, rule, at_once)
+    for k in range(steps - 1, -1, -1):
+        step(k, k)
     found, inputs = cell.gradients(parts, a[1:], pre, hs[:-1], us, scales.together, rule, keep, wants_input)
     return a, found, inputs
-
-
-class Scales:
-    """dt / tau of many steps: ``each`` for one after the other, ``together`` for all at once, a number where
-    it is one, else (step, sample or 1, hidden or 1). ``dts`` are numbers, or a tensor (step, sample)."""
-
-    def __init__(self, dts: Sequence[float] | Tensor, pace: float | Tensor, like: Tensor) -> None:
-        self.each: Sequence[Scale]
-        self.together: Scale
-        numbers = not isinstance(dts, Tensor)
-        if numbers and isinstance(pace, float):
-            self.each = [dt * pace for dt in dts]
-            if all(scale == self.each[0] for scale in self.each):
-                self.together = self.each[0]
-                return
-        sizes = torch.as_tensor(dts, dtype=like.dtype, device=like.device)
-        self.together = sizes.reshape(len(dts), -1, 1) * pace
-        if not numbers or not isinstance(pace, float):
-            self.each = self.together.unbind(0)
-
-    def part(self, which: slice) -> Scale:
-        """Those of a few steps at once."""
-        return self.together[which] if isinstance(self.together, Tensor) else self.together

@@ -1,0 +1,161 @@
+"""Evaluations of a cell one after the other, forwards and back: by torch, or compiled with the extra ``fast``."""
+
+from collections.abc import Callable, Sequence
+from types import ModuleType
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ctgate.kernels.compiled import kernels
+from ctgate.kernels.fused.cell import FusedCell, Parts, per_step
+from ctgate.kernels.fused.rule import Rule
+from ctgate.kernels.fused.scales import Scales
+
+
+def forwards(
+    cell: FusedCell, parts: Parts, h: Tensor, out: Tensor, scales: Scales, rule: Rule
+) -> Callable[[int], None]:
+    """A function of k that makes evaluation k at ``h[k]`` and puts what the step, or the slope, makes of it
+    into ``out[k]``, both (step, sample, state)."""
+    module = _compiled(cell, scales, rule, (*parts, h, out))
+    if module is not None:
+        return _Forwards(module, cell, parts, h, out, scales, rule)
+    each = list(zip(per_step(cell.views(parts)), scales.each, h.unbind(0), out.unbind(0), strict=True))
+
+    def step(k: int) -> None:
+        views, scale, before, after = each[k]
+        cell.evaluate(views, before)
+        cell.advance(views, before, scale, rule, after)
+
+    return step
+
+
+def backwards(
+    cell: FusedCell,
+    parts: Parts,
+    h: Tensor,
+    a: Tensor,
+    pre: Tensor,
+    out: Tensor,
+    scales: Scales,
+    rule: Rule,
+    at_once: int,
+) -> Callable[[int, int], None]:
+    """A function of k and j that pulls the cotangent ``a[k]`` back through step k, from ``h[k]``: it writes
+    ``pre[k]`` and adds to ``out[j]``. The factors of so many steps up to k are made ``at_once``."""
+    module = _compiled(cell, scales, rule, (*parts, h, a, pre, out))
+    if module is not None:
+        return _Backwards(module, cell, parts, h, a, pre, out, scales, rule)
+    return _Factored(cell, parts, h, a, pre, out, scales, rule, at_once)
+
+
+class _Factored:
+    """One step back after the other with factors that are made for many of them."""
+
+    def __init__(
+        self,
+        cell: FusedCell,
+        parts: Parts,
+        h: Tensor,
+        a: Tensor,
+        pre: Tensor,
+        out: Tensor,
+        scales: Scales,
+        rule: Rule,
+        at_once: int,
+    ) -> None:
+        self._cell, self._parts, self._h, self._scales, self._rule = cell, parts, h, scales, rule
+        self._rows = list(zip(a.unbind(0), pre.unbind(0), strict=True))
+        self._out = out.unbind(0)
+        self._size = at_once
+        self._start = len(h)
+        self._factors: list[Parts] = []
+
+    def __call__(self, k: int, j: int) -> None:
+        if not self._start <= k < self._start + len(self._factors):
+            self._start = max(0, k + 1 - self._size)
+            which = slice(self._start, k + 1)
+            made = self._cell.factors(
+                tuple(part[which] for part in self._parts),
+                self._h[which],
+                self._scales.part(which),
+                self._rule,
+            )
+            self._factors = list(per_step(made))
+        a, pre = self._rows[k]
+        self._cell.pull(self._factors[k - self._start], a, pre, self._out[j])
+
+
+class _Forwards:
+    """A product, then all that is elementwise, compiled."""
+
+    def __init__(
+        self,
+        module: ModuleType,
+        cell: FusedCell,
+        parts: Parts,
+        h: Tensor,
+        out: Tensor,
+        scales: Scales,
+        rule: Rule,
+    ) -> None:
+        rows, states = parts[0][..., cell.into], h[..., cell.shown]
+        self._products = list(zip(rows.unbind(0), states.unbind(0), strict=True))
+        self._weight = cell.own.mT
+        self._kernel = module.forward
+        numbers = _numbers(scales, h)
+        self._hidden, self._keep = cell.hidden, numbers.dtype.type(rule.keep)
+        self._arrays = (numbers, *map(_array, (h, out, *parts)))
+
+    def __call__(self, k: int) -> None:
+        rows, state = self._products[k]
+        rows.addmm_(state, self._weight)
+        self._kernel(self._hidden, k, self._keep, *self._arrays)
+
+
+class _Backwards:
+    """All that is elementwise, compiled, then a product."""
+
+    def __init__(
+        self,
+        module: ModuleType,
+        cell: FusedCell,
+        parts: Parts,
+        h: Tensor,
+        a: Tensor,
+        pre: Tensor,
+        out: Tensor,
+        scales: Scales,
+        rule: Rule,
+    ) -> None:
+        rows = pre.flatten(2)[..., cell.into]
+        self._rows, self._out, self._weight = rows.unbind(0), out[..., cell.shown].unbind(0), cell.own
+        self._kernel = module.backward
+        numbers = _numbers(scales, h)
+        self._hidden, self._keep = cell.hidden, numbers.dtype.type(rule.keep)
+        self._arrays = (numbers, *map(_array, (h, a, pre, out, *parts)))
+
+    def __call__(self, k: int, j: int) -> None:
+        self._kernel(self._hidden, k, j, self._keep, *self._arrays)
+        self._out[j].addmm_(self._rows[k], self._weight)
+
+
+def _compiled(cell: FusedCell, scales: Scales, rule: Rule, tensors: Sequence[Tensor]) -> ModuleType | None:
+    """The cell's kernels, where they know what is asked of them."""
+    known = (
+        cell.kernels
+        and not rule.exponential
+        and scales.numbers
+        and all(x.device.type == "cpu" and x.dtype == tensors[0].dtype and x.is_contiguous() for x in tensors)
+    )
+    return kernels(cell.kernels) if known else None
+
+
+def _array(x: Tensor) -> NDArray[np.floating]:
+    """(step, the rest)."""
+    return x.detach().view(len(x), -1).numpy()
+
+
+def _numbers(scales: Scales, like: Tensor) -> NDArray[np.floating]:
+    return like.new_tensor(scales.each).numpy()
