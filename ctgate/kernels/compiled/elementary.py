@@ -5,8 +5,8 @@ compiler turns into vector instructions, without a table or a branch.
 
 exp reduces its argument to :math:`x = n \ln 2 + r`, :math:`|r| \le \tfrac12 \ln 2`. Adding a large number
 whose last bit counts 1 rounds to n, which then stands in the last bits of the sum. tanh is a polynomial
-(float32) or a rational function (float64) where :math:`|x| < 0.625`, and :math:`1 - 2 / (e^{2|x|} + 1)` above,
-where that does not cancel.
+(float32) or a rational function (float64) where :math:`|x| < 0.625`, above it
+:math:`1 - 2 / (e^{2|x|} + 1)`, which does not cancel there.
 
 Source of the coefficients, but for Taylor's: S. L. Moshier, Cephes Mathematical Library (expf, tanhf, tanh).
 """
@@ -20,8 +20,8 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic, overload
 
-# What a compiler may assume: sums of products contract, the sign of zero does not matter, and a quotient may be
-# a product with a reciprocal. NaN and infinities keep their meaning, and sums their order.
+# What a compiler may assume: sums of products contract, the sign of zero does not matter, a quotient may be a
+# product with a reciprocal. NaN and infinities keep their meaning, and sums their order.
 _OPTIONS: dict[str, Any] = {"fastmath": {"contract", "nsz", "arcp"}, "error_model": "numpy"}
 
 

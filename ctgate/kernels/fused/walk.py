@@ -1,4 +1,4 @@
-"""Evaluations of a cell one after the other, forwards and back: by torch, or compiled with the extra ``fast``."""
+"""Evaluations of a cell one after the other, forwards and back: by torch, or compiled (extra ``fast``)."""
 
 from collections.abc import Callable, Sequence
 from types import ModuleType
