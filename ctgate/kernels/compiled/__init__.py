@@ -2,19 +2,22 @@
 
 Everything elementwise of a step is one pass over its numbers, which stay in the first level of cache.
 Matrix products stay torch's. The modules here need numba, and are compiled where they are first used; machine
-code is kept beside them, or where numba keeps its own.
+code is kept beside them, or where numba keeps what users compile, or nowhere if neither can be written to.
 """
 
 import importlib
-import importlib.util
 from functools import cache
 from types import ModuleType
 
 
 @cache
 def available() -> bool:
-    """Whether numba is installed."""
-    return importlib.util.find_spec("numba") is not None
+    """Whether numba is there, fits the numpy that is, and compiles (NUMBA_DISABLE_JIT is not set)."""
+    try:
+        numba = importlib.import_module("numba")
+    except ImportError:
+        return False
+    return not numba.config.DISABLE_JIT
 
 
 def kernels(name: str) -> ModuleType | None:

@@ -1,10 +1,14 @@
 r"""exp, the logistic function and tanh for compiled loops, in float32 and float64.
 
-Within 2 units in the last place of the value everywhere; NaN gives NaN. They are made of operations that a
-compiler turns into vector instructions, without a table or a branch.
+Within 2 units in the last place, the logistic function within 3, of every value that is a normal number. Where
+a value is smaller than these, exp and the logistic function may give 0 (in float32 from e^-87.7 and
+sigmoid(-88.4) on, in float64 from e^-708.7 and sigmoid(-709.4)), and exp is infinite from e^88.4 and e^709.4.
+NaN gives NaN. They are made of operations that a compiler turns into vector instructions, without a table or a
+branch.
 
 exp reduces its argument to :math:`x = n \ln 2 + r`, :math:`|r| \le \tfrac12 \ln 2`. Adding a large number
-whose last bit counts 1 rounds to n, which then stands in the last bits of the sum. tanh is a polynomial
+whose last bit counts 1 rounds to n, which then stands in the last bits of the sum. The argument is kept between
+two whole numbers for which the bits of :math:`2^n` are those of 0 and of infinity. tanh is a polynomial
 (float32) or a rational function (float64) where :math:`|x| < 0.625`, above it
 :math:`1 - 2 / (e^{2|x|} + 1)`, which does not cancel there.
 
@@ -12,7 +16,10 @@ Source of the coefficients, but for Taylor's: S. L. Moshier, Cephes Mathematical
 """
 
 import math
+import zlib
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, no_type_check
 
 import numpy as np
@@ -20,14 +27,21 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic, overload
 
-# What a compiler may assume: sums of products contract, the sign of zero does not matter, a quotient may be a
-# product with a reciprocal. NaN and infinities keep their meaning, and sums their order.
-_OPTIONS: dict[str, Any] = {"fastmath": {"contract", "nsz", "arcp"}, "error_model": "numpy"}
+# What a compiler may assume: sums of products contract, and the sign of zero does not matter. NaN and infinities
+# keep their meaning, and sums their order.
+_OPTIONS: dict[str, Any] = {"fastmath": {"contract", "nsz"}, "error_model": "numpy"}
+_VERSION = f"{zlib.crc32(Path(__file__).read_bytes()):08x}"
 
 
 def compiled(function: Callable[..., None]) -> Any:
     """A compiled loop over arrays, which lets go of the interpreter's lock and is kept on disk."""
-    return njit(cache=True, nogil=True, **_OPTIONS)(function)
+    # Numba compares the file of the loop with what is on disk, not this one, which is compiled into it.
+    function.__qualname__ += f"_{_VERSION}"
+    loop = njit(nogil=True, **_OPTIONS)(function)
+    # There may be no directory to keep it in: it is then compiled in every process.
+    with suppress(RuntimeError):
+        loop.enable_caching()
+    return loop
 
 
 @intrinsic
@@ -46,7 +60,7 @@ def _power_of_two(typing, shifted):
 
 @no_type_check
 def exp(x):
-    """e^x; at most e^88 in float32, e^709 in float64."""
+    """e^x."""
     raise NotImplementedError("for compiled code only")
 
 
@@ -73,7 +87,7 @@ def _exp(x):
 @no_type_check
 def _single_exp():
     one, low, high, shift, inverse, coarse, fine = map(
-        np.float32, (1.0, -87.0, 88.0, 1.5 * 2**23, 1.0 / math.log(2.0), 0.693359375, -2.12194440e-4)
+        np.float32, (1.0, -88.0, 89.0, 1.5 * 2**23, 1.0 / math.log(2.0), 0.693359375, -2.12194440e-4)
     )
     c2, c3, c4, c5, c6, c7 = map(
         np.float32,
@@ -110,8 +124,8 @@ def _double_exp():
     c2, c3, c4, c5, c6, c7, c8, c9, c10, c11, c12, c13 = (1.0 / math.factorial(k) for k in range(2, 14))
 
     def function(x):
-        x = 709.0 if x > 709.0 else x
-        x = -708.0 if x < -708.0 else x
+        x = 710.0 if x > 710.0 else x
+        x = -709.0 if x < -709.0 else x
         shifted = x * inverse + shift
         n = shifted - shift
         r = x - n * coarse - n * fine

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -147,6 +148,7 @@ def _compiled(cell: FusedCell, scales: Scales, rule: Rule, tensors: Sequence[Ten
         cell.kernels
         and not rule.exponential
         and scales.numbers
+        and tensors[0].dtype in (torch.float32, torch.float64)
         and all(x.device.type == "cpu" and x.dtype == tensors[0].dtype and x.is_contiguous() for x in tensors)
     )
     return kernels(cell.kernels) if known else None
@@ -154,7 +156,7 @@ def _compiled(cell: FusedCell, scales: Scales, rule: Rule, tensors: Sequence[Ten
 
 def _array(x: Tensor) -> NDArray[np.floating]:
     """(step, the rest)."""
-    return x.detach().view(len(x), -1).numpy()
+    return x.detach().flatten(1).numpy()
 
 
 def _numbers(scales: Scales, like: Tensor) -> NDArray[np.floating]:
