@@ -1,16 +1,15 @@
 r"""exp, the logistic function and tanh for compiled loops, in float32 and float64.
 
-Within 2 units in the last place, the logistic function within 3, of every value that is a normal number. Where
-a value is smaller than these, exp and the logistic function may give 0 (in float32 from e^-87.7 and
-sigmoid(-88.4) on, in float64 from e^-708.7 and sigmoid(-709.4)), and exp is infinite from e^88.4 and e^709.4.
-NaN gives NaN. They are made of operations that a compiler turns into vector instructions, without a table or a
-branch.
+Within 2 units in the last place, the logistic function within 3, of every value that is a normal number.
+Where one is smaller, exp and the logistic function may give 0 (in float32 from e^-87.7 and sigmoid(-88.4)
+on, in float64 from e^-708.7 and sigmoid(-709.4)); exp is infinite from e^88.4 and e^709.4. NaN gives NaN.
+They are made of operations that a compiler turns into vector instructions, without a table or a branch.
 
 exp reduces its argument to :math:`x = n \ln 2 + r`, :math:`|r| \le \tfrac12 \ln 2`. Adding a large number
-whose last bit counts 1 rounds to n, which then stands in the last bits of the sum. The argument is kept between
-two whole numbers for which the bits of :math:`2^n` are those of 0 and of infinity. tanh is a polynomial
-(float32) or a rational function (float64) where :math:`|x| < 0.625`, above it
-:math:`1 - 2 / (e^{2|x|} + 1)`, which does not cancel there.
+whose last bit counts 1 rounds to n, which then stands in the last bits of the sum. The argument is kept
+between two whole numbers for which the bits of :math:`2^n` are those of 0 and of infinity. tanh is a
+polynomial (float32) or a rational function (float64) where :math:`|x| < 0.625`, above it :math:`1 - 2 /
+(e^{2|x|} + 1)`, which does not cancel there.
 
 Source of the coefficients, but for Taylor's: S. L. Moshier, Cephes Mathematical Library (expf, tanhf, tanh).
 """
@@ -27,8 +26,8 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic, overload
 
-# What a compiler may assume: sums of products contract, and the sign of zero does not matter. NaN and infinities
-# keep their meaning, and sums their order.
+# What a compiler may assume: sums of products contract, and the sign of zero does not matter. NaN and
+# infinity keep their meaning, and sums their order.
 _OPTIONS: dict[str, Any] = {"fastmath": {"contract", "nsz"}, "error_model": "numpy"}
 _VERSION = f"{zlib.crc32(Path(__file__).read_bytes()):08x}"
 
