@@ -4,6 +4,7 @@ same cells without, and against loops written here with autograd."""
 import importlib
 import sys
 import threading
+from functools import partial
 from itertools import pairwise
 from types import ModuleType
 
@@ -110,7 +111,12 @@ def test_nothing_falls_as_the_argument_grows(name, dtype):
 # --- cells ------------------------------------------------------------------------------------------------
 
 # Kind and the module of its loops.
-KINDS = {"gru after": (ct.GRU, "gru")}
+KINDS = {
+    "leaky": (partial(ct.Leaky, alpha=0.6), "gated"),
+    "scalar": (ct.ScalarGate, "gated"),
+    "multi": (ct.MultiGate, "gated"),
+    "gru after": (ct.GRU, "gru"),
+}
 
 
 @pytest.fixture(scope="session", params=KINDS.values(), ids=KINDS.keys())

@@ -8,8 +8,8 @@ They are made of operations that a compiler turns into vector instructions, with
 exp reduces its argument to :math:`x = n \ln 2 + r`, :math:`|r| \le \tfrac12 \ln 2`. Adding a large number
 whose last bit counts 1 rounds to n, which then stands in the last bits of the sum. The argument is kept
 between two whole numbers for which the bits of :math:`2^n` are those of 0 and of infinity. tanh is a
-polynomial (float32) or a rational function (float64) where :math:`|x| < 0.625`, above it :math:`1 - 2 /
-(e^{2|x|} + 1)`, which does not cancel there.
+polynomial (float32) or a rational function (float64) where :math:`|x| < 0.625`, and above it
+:math:`1 - 2 / (e^{2|x|} + 1)`, which does not cancel there.
 
 Source of the coefficients, but for Taylor's: S. L. Moshier, Cephes Mathematical Library (expf, tanhf, tanh).
 """

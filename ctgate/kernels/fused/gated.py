@@ -26,19 +26,20 @@ class OneGateCell(RelaxingCell):
     The candidate's pre-activation stays where the product put it.
     """
 
+    kernels = "gated"
     names = frozenset(("weight_ih", "weight_hh", "bias", "log_tau"))
 
     def __init__(self, parameters: Mapping[str, Tensor], tau: Tensor, eps: float | None) -> None:
         super().__init__(parameters, tau, eps)
-        self.weight = parameters["weight_hh"]
-        self.rows = len(self.weight)
+        self.own, self.into = parameters["weight_hh"], slice(None)
+        self.rows = len(self.own)
         self.gates = self.rows - self.hidden
-        self.open = self.weight.new_ones(1, 1, 1)
+        self.open = self.own.new_ones(1, 1, 1)
 
     def room(self, steps: int, samples: int) -> Parts:
         """Gate and candidate together; with layer normalisation the candidate's pre-activation in its place,
         and its value, mean and reciprocal deviation apart."""
-        own = self.weight.new_empty(steps, samples, self.rows)
+        own = self.own.new_empty(steps, samples, self.rows)
         widths = () if self.norm is None else (self.hidden, 1, 1)
         return (own, *(own.new_empty(steps, samples, width) for width in widths))
 
@@ -64,7 +65,7 @@ class OneGateCell(RelaxingCell):
     def evaluate(self, views: Parts, h: Tensor) -> None:
         """Product, gate, candidate."""
         own, *rest, gate, candidate = views
-        own.addmm_(h, self.weight.mT)
+        own.addmm_(h, self.own.mT)
         if self.gates:
             gate.sigmoid_()
         self.activate((candidate, *rest))
@@ -83,7 +84,7 @@ class OneGateCell(RelaxingCell):
     def cotangents(self, steps: int, samples: int) -> Tensor:
         """Of the pre-activations, and with layer normalisation of the candidate's argument."""
         extra = 0 if self.norm is None else self.hidden
-        return self.weight.new_empty(steps, samples, self.rows + extra)
+        return self.own.new_empty(steps, samples, self.rows + extra)
 
     def pull(self, factors: Parts, a: Tensor, pre: Tensor, out: Tensor) -> None:
         """Factors, then the product with the weights."""
@@ -96,13 +97,13 @@ class OneGateCell(RelaxingCell):
             torch.sum(a * others.pop(0), -1, keepdim=True, out=pre[..., :1])
         if self.norm is not None:
             own[..., self.gates :] = self.through_norm(argument, tuple(others))
-        add_product(out.addcmul_(a, stay), own, self.weight)
+        add_product(out.addcmul_(a, stay), own, self.own)
 
     def push(self, factors: Parts, v: Tensor, pre: Tensor, out: Tensor) -> None:
         """The product with the weights, then factors."""
         through, stay, *others = factors
         own = pre if self.norm is None else pre[..., : self.rows]
-        add_product(own, v, self.weight.mT)
+        add_product(own, v, self.own.mT)
         out.addcmul_(v, stay)
         if self.gates:
             out.addcmul_(own[..., : self.gates], others.pop(0))
