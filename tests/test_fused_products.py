@@ -17,6 +17,7 @@ from ctgate.kernels.fused import (
     run_tangent,
     tangent,
 )
+from ctgate.kernels.fused import cell as fused_cell
 from ctgate.sensitivity import reverse_map
 from ctgate.sensitivity.memory import TensorMemory
 
@@ -362,6 +363,20 @@ def test_the_adjoint_of_the_map(name, call, monkeypatch):
     assert flow.gradient.keys() == leaves.keys()
     for key, row in zip(leaves, found, strict=True):
         assert far(flow.gradient[key], row) < 1e-12, key
+
+
+@pytest.mark.parametrize("numbers", [1, 300, 1 << 18])
+@pytest.mark.parametrize(("keep", "widths"), [(6, (5, 2, 1)), (3, (17,)), (2, (3, 0))])
+def test_products_of_groups(keep, widths, numbers, monkeypatch):
+    """All groups at once, and one or some of them at a time; sums of 8 to 24 products of numbers around 1."""
+    monkeypatch.setattr(fused_cell, "_GROUPED", numbers)
+    pre = normal(4, 6, 14, seed=1)[..., :9]
+    seen = [normal(4, 6, width, seed=2 + width) for width in widths]
+    found = fused_cell.outer_by_group(pre, seen, keep)
+    for x, own in zip(seen, found, strict=True):
+        groups = (y.unflatten(1, (keep, -1)) for y in (pre, x))
+        torch.testing.assert_close(own, torch.einsum("tksi,tksj->kij", *groups), rtol=0.0, atol=1e-13)
+        assert own.is_contiguous()
 
 
 def test_gradients_of_single_samples_in_float32():

@@ -15,7 +15,6 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from ctgate.kernels.fused.rule import Rule
 
@@ -26,8 +25,10 @@ Scale = float | Tensor
 Gradients = dict[str, Tensor]
 # Rows of an input that are projected at once.
 _PIECE = 1024
-# The least columns that batched products are good at.
-_COLUMNS = 16
+# The least columns that batched products are good at, and what their number should be a multiple of.
+_COLUMNS, _MULTIPLE = 16, 8
+# Numbers in both factors of a batched product that are brought together at once.
+_GROUPED = 2**18
 
 
 def pace_of(tau: Tensor) -> float | Tensor:
@@ -232,19 +233,42 @@ def begin_along(
 
 def outer(pre: Tensor, seen: Tensor, keep: int) -> Tensor:
     """The sum over steps and samples of pre seen^T: (rows, columns), or (keep, rows, columns)."""
-    if not keep:
-        # The transpose is faster where there are few columns, and as fast elsewhere.
-        return (seen.flatten(0, 1).mT @ pre.flatten(0, 1)).mT
-    # A batched product is many times slower with few columns, and with factors that lie far apart in memory.
-    columns = seen.shape[-1]
-    wide = functional.pad(grouped(seen, keep), (0, max(0, _COLUMNS - columns)))
-    found = torch.bmm(grouped(pre, keep).mT, wide)
-    return found if columns >= _COLUMNS else found[..., :columns].contiguous()
+    if keep:
+        return outer_by_group(pre, (seen,), keep)[0]
+    # The transpose is faster where there are few columns, and as fast elsewhere.
+    return (seen.flatten(0, 1).mT @ pre.flatten(0, 1)).mT
+
+
+def outer_by_group(pre: Tensor, seen: Sequence[Tensor], keep: int) -> list[Tensor]:
+    """:func:`outer` with each of ``seen`` for so many groups of samples, by one batched product."""
+    steps, samples, rows = pre.shape
+    each, widths = samples // keep, [x.shape[-1] for x in seen]
+    # Such a product is many times slower with few columns or odd numbers of them, and with factors that lie
+    # far apart in memory: those of some groups are brought together, where they stay in the cache.
+    columns = max(_COLUMNS, -(-sum(widths) // _MULTIPLE) * _MULTIPLE)
+    size = keep if pre.is_cuda else max(1, min(keep, _GROUPED // max(1, steps * each * (rows + columns))))
+    left, right = pre.new_empty(size, steps, each, rows), pre.new_zeros(size, steps, each, columns)
+    found = [pre.new_empty(keep, rows, width) for width in widths]
+    for first in range(0, keep, size):
+        count = min(size, keep - first)
+        for room, x in zip((left, *parted(right, widths)), (pre, *seen), strict=True):
+            part = x[:, first * each : (first + count) * each]
+            room[:count] = part.view(steps, count, each, x.shape[-1]).movedim(1, 0)
+        pair = left[:count].flatten(1, 2), right[:count].flatten(1, 2)
+        for row, product in zip(found, parted(torch.bmm(pair[0].mT, pair[1]), widths), strict=True):
+            row[first : first + count] = product
+    return found
+
+
+def parted(x: Tensor, widths: Sequence[int]) -> tuple[Tensor, ...]:
+    """The first columns of ``x``, so many after the other."""
+    return torch.split(x[..., : sum(widths)], list(widths), -1)
 
 
 def total(x: Tensor, keep: int) -> Tensor:
     """The sum over steps and samples: (rows,), or (keep, rows)."""
-    return grouped(x, keep).sum(1) if keep else x.sum((0, 1))
+    steps, samples, rows = x.shape
+    return x.reshape(steps, keep, samples // keep, rows).sum((0, 2)) if keep else x.sum((0, 1))
 
 
 def weight_gradients(
@@ -258,9 +282,14 @@ def weight_gradients(
     """What :meth:`FusedCell.gradients` gives of weights, input and the one bias, where all rows meet the same
     state and input; ``pre`` (step, sample, rows)."""
     seen = h.new_empty(*h.shape[:-1], 0) if us is None else us
-    found = {"weight_hh": outer(pre, h, keep), "weight_ih": outer(pre, seen, keep)}
+    if keep:
+        one = h.new_ones(()).expand(*h.shape[:-1], 1)
+        *weights, bias = outer_by_group(pre, (h, seen, one), keep)
+    else:
+        weights = [outer(pre, h, 0), outer(pre, seen, 0)]
+    found = dict(zip(("weight_hh", "weight_ih"), weights, strict=True))
     if "bias" in parameters:
-        found["bias"] = total(pre, keep)
+        found["bias"] = bias.squeeze(-1) if keep else total(pre, 0)
     return found, pre @ parameters["weight_ih"] if wants_input else None
 
 
@@ -276,12 +305,6 @@ def weight_sources(
     begin_along(pre, us, direction.get("weight_ih"), direction.get("bias"), parameters["weight_ih"], dus)
     if "weight_hh" in direction:
         add_product(pre, h, direction["weight_hh"].mT)
-
-
-def grouped(x: Tensor, keep: int) -> Tensor:
-    """(step, sample, k) as (keep, step and rest of the samples, k)."""
-    steps, samples, width = x.shape
-    return x.reshape(steps, keep, samples // keep, width).movedim(1, 0).flatten(1, 2)
 
 
 def total_like(x: Tensor, parameter: Tensor, keep: int) -> Tensor:
