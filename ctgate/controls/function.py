@@ -131,7 +131,7 @@ class FunctionControl(Control):
         def value(t: float | Tensor) -> Tensor:
             if isinstance(t, Tensor):
                 return self._value(_moved(t.to(torch.float64), low, high))
-            return self._value(torch.tensor(min(max(t, low), high), dtype=torch.float64))
+            return self._value(torch.scalar_tensor(min(max(t, low), high), dtype=torch.float64))
 
         parameters = tuple(self.fn.parameters()) if isinstance(self.fn, nn.Module) else ()
         return Piece(value, parameters)

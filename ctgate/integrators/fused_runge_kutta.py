@@ -37,10 +37,10 @@ class FusedAttempts:
         first = 0 if slope is None else 1
         if slope is not None:
             stages.slopes[0].copy_(slope.view_as(stages.slopes[0]))
-        start = self._take(step, h, first, count)
+        self._take(step, h, first, count)
         dynamics.count(count - first)
         last = self.tableau.first_same_as_last
-        following = stages.points[-1].clone() if last else stages.end(start)
+        following = stages.points[-1].clone() if last else stages.end()
         return Attempt(
             following.view_as(h),
             stages.slopes[-1].clone().view_as(h) if last else None,
@@ -55,20 +55,20 @@ class FusedAttempts:
 
     def end(self, step: Step, h: Tensor) -> Tensor:
         """The state after the step, without more."""
-        start = self._take(step, moving(step, h), 0, self.tableau.stages)
-        following = self._stages.end(start).view_as(h)
+        self._take(step, moving(step, h), 0, self.tableau.stages)
+        following = self._stages.end().view_as(h)
         return following if step.standing is None else torch.where(step.standing.unsqueeze(-1), h, following)
 
-    def _take(self, step: Step, h: Tensor, first: int, stop: int) -> Tensor:
-        """Take stages ``first`` to ``stop`` - 1; return the state that they start from, (sample, state)."""
+    def _take(self, step: Step, h: Tensor, first: int, stop: int) -> None:
+        """Take stages ``first`` to ``stop`` - 1."""
         if self._piece is not step.u or not step.u.held:
             self._piece, self._seen = step.u, inputs_at([step], self.tableau.c[first:stop], self._batch)
-        us, start = self._seen, h.reshape(-1, h.shape[-1])
+        us = self._seen
         if us is not None and us.requires_grad and self.on_tracked is not None:
             self.on_tracked()
         dt = step.dt.reshape(-1) if isinstance(step.dt, Tensor) else step.dt
-        self._stages.take(start, dt, None if us is None else us[0].detach(), first, stop)
-        return start
+        flat = h.reshape(-1, h.shape[-1])
+        self._stages.take(flat, dt, None if us is None else us[0].detach(), first, stop)
 
 
 def inputs_at(steps: Sequence[Step], nodes: Sequence[float], batch: torch.Size) -> Tensor | None:

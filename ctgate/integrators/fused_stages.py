@@ -1,13 +1,12 @@
 r"""The stages of explicit Runge-Kutta steps on a fused cell, forwards and in reverse, on buffers.
 
-With the slopes :math:`k_j` of a step as the rows of one matrix, a stage's state
-:math:`h + dt \sum_j a_{ij} k_j` is one product of that matrix with a row of the tableau times dt, and so is,
-in reverse, the cotangent of a slope. Steps between known states can be taken side by side, as if they were
+With the state h that a step starts from and its slopes :math:`k_j` as the rows of one matrix, a stage's state
+:math:`h + dt \sum_j a_{ij} k_j` is one product of that matrix with 1 and a row of the tableau times dt, and so
+is, in reverse, the cotangent of a slope. Steps between known states can be taken side by side, as if they were
 samples.
 """
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -23,14 +22,17 @@ Size = float | Tensor
 
 
 class Sums:
-    """Weighted sums of rows, one of several ``weights`` at a time, times a step's size; ``like`` is a state
-    (sample, state), and all tensors are flat, (sample * state)."""
+    """Weighted sums of rows, one of several ``weights`` at a time, times a step's size, and with such a sum
+    added to a row in front of them; ``like`` is a state (sample, state), and all tensors are flat, (sample *
+    state)."""
 
     def __init__(self, weights: Sequence[Sequence[float]], like: Tensor) -> None:
         width = max(map(len, weights))
         self._table = like.new_tensor([[*row, *(width - len(row)) * [0.0]] for row in weights])
-        self._sized = self._table.clone()
-        self._rows = [row[: len(own)] for row, own in zip(self._sized.unbind(0), weights, strict=True)]
+        sized = torch.nn.functional.pad(self._table, (1, 0), value=1.0)
+        self._sized = sized[:, 1:]
+        self._added = [row[: len(own) + 1] for row, own in zip(sized.unbind(0), weights, strict=True)]
+        self._rows = [row[1:] for row in self._added]
         self._state = like.shape[-1]
         self._sizes: Tensor | None = None
 
@@ -48,11 +50,11 @@ class Sums:
         total = torch.mv(rows, self._rows[which], out=out)
         return total if self._sizes is None else total.mul_(self._sizes)
 
-    def added(self, which: int, h: Tensor, rows: Tensor, out: Tensor | None = None) -> Tensor:
-        """``h`` plus sum number ``which``."""
+    def added(self, which: int, rows: Tensor, out: Tensor | None = None) -> Tensor:
+        """The first of ``rows``, (sample * state, row + 1), plus sum number ``which`` of the others."""
         if self._sizes is None:
-            return torch.addmv(h, rows, self._rows[which], out=out)
-        return torch.addcmul(h, self._sizes, torch.mv(rows, self._rows[which]), out=out)
+            return torch.mv(rows, self._added[which], out=out)
+        return torch.addcmul(rows[:, 0], self._sizes, torch.mv(rows[:, 1:], self._rows[which]), out=out)
 
 
 class Stages:
@@ -62,12 +64,14 @@ class Stages:
     def __init__(self, cell: FusedCell, tableau: Tableau, like: Tensor) -> None:
         count = tableau.stages
         self.cell = cell
-        self.points, self.slopes = (like.new_empty(count, *like.shape) for _ in range(2))
+        self.points, start = like.new_empty(count, *like.shape), like.new_empty(count + 1, *like.shape)
+        self._start, self.slopes = start[0], start[1:]
         self.parts = cell.room(count, len(like))
         self._sums = Sums([*tableau.a, tableau.b, tableau.error or tableau.b], like)
         self._flat_points = self.points.view(count, -1).unbind(0)
-        flat = self.slopes.view(count, -1)
-        self._before = [flat[:k].mT for k in range(count + 1)]
+        flat = start.view(count + 1, -1)
+        self._before = [flat[: k + 1].mT for k in range(count + 1)]
+        self._slopes = flat[1:].mT
         paces = Scales([1.0] * count, cell.pace, like)
         self._evaluate = forwards(cell, self.parts, self.points, self.slopes, paces, SLOPE)
         self._from = [tuple(part[k:] for part in self.parts) for k in range(2)]
@@ -75,7 +79,8 @@ class Stages:
     def take(self, h: Tensor, dt: Size, us: Tensor | None, first: int, stop: int) -> None:
         """Stages ``first``, 0 or 1, to ``stop`` - 1 of a step from ``h`` (sample, state); the slopes before
         them are there. ``us`` (stage or 1, sample, channel) is the input at these stages."""
-        cell, sums, start = self.cell, self._sums, h.reshape(-1)
+        cell, sums = self.cell, self._sums
+        self._start.copy_(h)
         parts = self._from[first]
         if stop < len(self.points):
             parts = tuple(part[first:stop] for part in self.parts)
@@ -83,20 +88,20 @@ class Stages:
         sums.resize(dt)
         for k in range(first, stop):
             if k:
-                sums.added(k, start, self._before[k], self._flat_points[k])
+                sums.added(k, self._before[k], self._flat_points[k])
             else:
                 self.points[0].copy_(h)
             self._evaluate(k)
 
-    def end(self, h: Tensor) -> Tensor:
-        """The state after the step that was taken from ``h``."""
+    def end(self) -> Tensor:
+        """The state after the step that was taken, (sample, state)."""
         count = len(self.points)
-        return self._sums.added(count, h.reshape(-1), self._before[count]).view_as(h)
+        return self._sums.added(count, self._before[count]).view_as(self._start)
 
     def error(self) -> Tensor:
         """The estimate of its local error, (sample, state)."""
         count = len(self.points)
-        return self._sums.of(count + 1, self._before[count]).view_as(self.points[0])
+        return self._sums.of(count + 1, self._slopes).view_as(self._start)
 
 
 class Reverse:
@@ -129,9 +134,7 @@ class Reverse:
             for tensors in (self._stages.parts, [self._stages.points], [self._along], [self._pre])
         )
         paces = Scales([1.0] * each, cell.pace, like)
-        self._walk = partial(
-            backwards, cell, tuple(parts), points[0], along[0], pre[0], self._met, paces, SLOPE, each
-        )
+        self._walk = backwards(cell, tuple(parts), points[0], along[0], pre[0], self._met, paces, SLOPE, each)
 
     def pull(self, h: Tensor, dts: Sequence[float] | Tensor, us: Tensor | None, a: Tensor) -> None:
         """``a`` (step + 1, sample, state) are the cotangents of the nodes: direct ones, and all of the last.
@@ -140,7 +143,7 @@ class Reverse:
         sums, stages, count = self._sums, self._stages, self._count
         stages.take(h.flatten(0, 1), self._sizes(dts, h), us, 0, count)
         self._us = us
-        step_back = self._walk()
+        self._walk.begin()
         end = self._met[count]
         earlier = self._met[:-1]
         nodes, flat = a.unbind(0), a.flatten(1).unbind(0)
@@ -151,7 +154,7 @@ class Reverse:
             for k in range(count - 1, -1, -1):
                 number = k * self.steps + step
                 sums.of(k, self._after[k], self._rooms[number])
-                step_back(number, k)
+                self._walk(number, k)
             flat[step].addmv_(self._all, self._ones)
 
     def gradients(self, wants_input: bool) -> tuple[Gradients, Tensor | None]:

@@ -1,5 +1,6 @@
 """Evaluations of a cell one after the other, forwards and back: by torch, or compiled (extra ``fast``)."""
 
+import abc
 from collections.abc import Callable, Sequence
 from types import ModuleType
 
@@ -42,16 +43,27 @@ def backwards(
     scales: Scales,
     rule: Rule,
     at_once: int,
-) -> Callable[[int, int], None]:
-    """A function of k and j that pulls the cotangent ``a[k]`` back through step k, from ``h[k]``: it writes
-    ``pre[k]`` and adds to ``out[j]``. The factors of so many steps up to k are made ``at_once``."""
+) -> "Backwards":
+    """Pulls the cotangent ``a[k]`` back through step k, from ``h[k]``; the factors of so many steps up to k are
+    made ``at_once``."""
     module = _compiled(cell, scales, rule, (*parts, h, a, pre, out))
     if module is not None:
-        return _Backwards(module, cell, parts, h, a, pre, out, scales, rule)
+        return _Compiled(module, cell, parts, h, a, pre, out, scales, rule)
     return _Factored(cell, parts, h, a, pre, out, scales, rule, at_once)
 
 
-class _Factored:
+class Backwards(abc.ABC):
+    """A function of k and j that writes ``pre[k]`` and adds to ``out[j]``."""
+
+    @abc.abstractmethod
+    def __call__(self, k: int, j: int) -> None:
+        """One step back."""
+
+    def begin(self) -> None:
+        """What follows is for other evaluations, in the same place."""
+
+
+class _Factored(Backwards):
     """One step back after the other with factors that are made for many of them."""
 
     def __init__(
@@ -70,7 +82,11 @@ class _Factored:
         self._rows = list(zip(a.unbind(0), pre.unbind(0), strict=True))
         self._out = out.unbind(0)
         self._size = at_once
-        self._start = len(h)
+        self.begin()
+
+    def begin(self) -> None:
+        """Factors of before count no more."""
+        self._start = 0
         self._factors: list[Parts] = []
 
     def __call__(self, k: int, j: int) -> None:
@@ -115,7 +131,7 @@ class _Forwards:
         self._kernel(self._hidden, k, self._keep, *self._arrays)
 
 
-class _Backwards:
+class _Compiled(Backwards):
     """All that is elementwise, compiled, then a product."""
 
     def __init__(
