@@ -1,6 +1,6 @@
 """The cells with one gate, compiled: see :mod:`ctgate.kernels.fused.gated`.
 
-``rows`` (step, sample * (gates + hidden)) are the pre-activations of gates, if there are any, and candidate n,
+``rows`` (step, sample * (gates + hidden)) are the pre-activations of gates, if there are any, and candidate,
 which become values.
 """
 

@@ -61,9 +61,11 @@ class FusedCell(abc.ABC):
         kernels: the module of :mod:`ctgate.kernels.compiled` that does the elementwise part, empty for none.
             It is for cells with one product of the state: of these columns, that are ``shown``, with the
             weights ``own``, added ``into`` these columns of the first part, and of the cotangents.
+        fixed: what its kernels need besides the parts, (1, ...) each.
     """
 
     kernels: str = ""
+    fixed: Parts = ()
     own: Tensor
     into: slice
     shown: slice

@@ -27,16 +27,19 @@ class LiquidCell(FusedCell):
     An evaluation keeps f alone.
     """
 
+    kernels = "liquid"
     names = frozenset(("weight_ih", "weight_hh", "bias", "reversal", "log_tau"))
 
     def __init__(self, parameters: Mapping[str, Tensor], tau: Tensor, eps: float | None) -> None:
         super().__init__(parameters, tau, eps)
-        self.weight, self.reversal = parameters["weight_hh"], parameters["reversal"]
+        self.own, self.into = parameters["weight_hh"], slice(None)
+        self.reversal = parameters["reversal"]
         self.unit = 1.0 / self.pace if isinstance(self.pace, float) else tau
+        self.fixed = (torch.cat((self.reversal, tau.expand(self.hidden))).unsqueeze(0),)
 
     def room(self, steps: int, samples: int) -> Parts:
         """f."""
-        return (self.weight.new_empty(steps, samples, self.hidden),)
+        return (self.own.new_empty(steps, samples, self.hidden),)
 
     def start(self, parts: Parts, us: Tensor | None) -> None:
         """One product."""
@@ -48,7 +51,7 @@ class LiquidCell(FusedCell):
 
     def evaluate(self, views: Parts, h: Tensor) -> None:
         """Product and sigmoid."""
-        views[0].addmm_(h, self.weight.mT).sigmoid_()
+        views[0].addmm_(h, self.own.mT).sigmoid_()
 
     def advance(self, views: Parts, h: Tensor, scale: Scale, rule: Rule, out: Tensor) -> None:
         """Euler's step is h + scale (q (A - h) - h)."""
@@ -85,18 +88,18 @@ class LiquidCell(FusedCell):
 
     def cotangents(self, steps: int, samples: int) -> Tensor:
         """Of the pre-activation of f."""
-        return self.weight.new_empty(steps, samples, self.hidden)
+        return self.own.new_empty(steps, samples, self.hidden)
 
     def pull(self, factors: Parts, a: Tensor, pre: Tensor, out: Tensor) -> None:
         """Factors, then the product with the weights."""
         stay, through = factors
         torch.mul(a, through, out=pre)
-        add_product(out.addcmul_(a, stay), pre, self.weight)
+        add_product(out.addcmul_(a, stay), pre, self.own)
 
     def push(self, factors: Parts, v: Tensor, pre: Tensor, out: Tensor) -> None:
         """The product with the weights, then factors."""
         stay, through = factors
-        add_product(pre, v, self.weight.mT)
+        add_product(pre, v, self.own.mT)
         out.addcmul_(v, stay).addcmul_(pre, through)
 
     def gradients(

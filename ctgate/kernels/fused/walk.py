@@ -123,7 +123,7 @@ class _Forwards:
         self._kernel = module.forward
         numbers = _numbers(scales, h)
         self._hidden, self._keep = cell.hidden, numbers.dtype.type(rule.keep)
-        self._arrays = (numbers, *map(_array, (h, out, *parts)))
+        self._arrays = (numbers, *map(_array, (h, out, *parts, *cell.fixed)))
 
     def __call__(self, k: int) -> None:
         rows, state = self._products[k]
@@ -151,7 +151,7 @@ class _Compiled(Backwards):
         self._kernel = module.backward
         numbers = _numbers(scales, h)
         self._hidden, self._keep = cell.hidden, numbers.dtype.type(rule.keep)
-        self._arrays = (numbers, *map(_array, (h, a, pre, out, *parts)))
+        self._arrays = (numbers, *map(_array, (h, a, pre, out, *parts, *cell.fixed)))
 
     def __call__(self, k: int, j: int) -> None:
         self._kernel(self._hidden, k, j, self._keep, *self._arrays)
