@@ -116,6 +116,7 @@ KINDS = {
     "scalar": (ct.ScalarGate, "gated"),
     "multi": (ct.MultiGate, "gated"),
     "gru after": (ct.GRU, "gru"),
+    "gru before": (partial(ct.GRU, reset="before"), "gru_before"),
     "ltc": (ct.LTC, "liquid"),
 }
 
@@ -138,6 +139,9 @@ class Spy:
     def backward(self, *arguments) -> None:
         self.calls["backward"] += 1
         self.module.backward(*arguments)
+
+    def __getattr__(self, name: str):
+        return getattr(self.module, name)
 
 
 @pytest.fixture

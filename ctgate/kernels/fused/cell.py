@@ -59,8 +59,8 @@ class FusedCell(abc.ABC):
         names: the field's own parameters, some of which it may set to None; torch's unless a class says
             otherwise.
         kernels: the module of :mod:`ctgate.kernels.compiled` that does the elementwise part, empty for none.
-            It is for cells with one product of the state: of these columns, that are ``shown``, with the
-            weights ``own``, added ``into`` these columns of the first part, and of the cotangents.
+            The columns of the state that are ``shown`` meet the weights ``own``; that is added ``into``
+            these columns of the first part, and of the cotangents.
         fixed: what its kernels need besides the parts, (1, ...) each.
     """
 
@@ -79,6 +79,16 @@ class FusedCell(abc.ABC):
         self.pace = pace_of(tau)
         self.hidden = self.state = parameters["weight_hh"].shape[-1]
         self.shown = slice(None)
+
+    def products(self, parts: Parts, h: Tensor) -> list[tuple[Tensor, Tensor, Tensor, str]]:
+        """The products of compiled evaluations, in turn: what each is added to, (step, ...), what meets the
+        weights, these, and the kernel that follows."""
+        return [(parts[0][..., self.into], h[..., self.shown], self.own.mT, "forward")]
+
+    def products_back(self, pre: Tensor) -> list[tuple[str, Tensor, Tensor, Tensor]]:
+        """The products of compiled steps back but for the last: the kernel before each, what it is added to,
+        (step, ...), what meets the weights, and these."""
+        return []
 
     def buffers(self, us: Tensor | None, steps: int, samples: int) -> Parts:
         """Room for as many evaluations, in which the input's part of the pre-activations is filled in; ``us``

@@ -27,19 +27,32 @@ class GRUBefore(RelaxingCell):
     The rows of z have the opposite sign here: their sigmoid is 1 - z to the last digit.
     """
 
+    kernels = "gru_before"
+
     def __init__(self, parameters: Mapping[str, Tensor], tau: Tensor, eps: float | None) -> None:
         super().__init__(parameters, tau, eps)
         self.cut = 2 * self.hidden
+        self.into = slice(self.cut)
         own = turned(parameters["weight_hh"], -2)
-        self.to_gates, self.to_seen = own[: self.cut], own[self.cut :]
+        self.own, self.to_seen = own[: self.cut], own[self.cut :]
         self.external = turned(parameters["weight_ih"], -2)
         bias_ih, bias_hh = parameters.get("bias_ih"), parameters.get("bias_hh")
         self.bias = None if bias_ih is None or bias_hh is None else turned(bias_ih + bias_hh, -1)
 
+    def products(self, parts: Parts, h: Tensor) -> list[tuple[Tensor, Tensor, Tensor, str]]:
+        """One before the gates, one before the candidate."""
+        gates, seen, candidate = parts
+        return [(gates, h, self.own.mT, "reset"), (candidate, seen, self.to_seen.mT, "forward")]
+
+    def products_back(self, pre: Tensor) -> list[tuple[str, Tensor, Tensor, Tensor]]:
+        """From n to r h."""
+        _, _, of_n, of_seen = pre.chunk(4, -1)
+        return [("outside", of_seen, of_n, self.to_seen)]
+
     def room(self, steps: int, samples: int) -> Parts:
         """r and 1 - z together, r h, then the candidate's."""
-        gates = self.to_gates.new_empty(steps, samples, self.cut)
-        seen = self.to_gates.new_empty(steps, samples, self.hidden)
+        gates = self.own.new_empty(steps, samples, self.cut)
+        seen = self.own.new_empty(steps, samples, self.hidden)
         return (gates, seen, *self.candidate_room(gates, steps, samples))
 
     def start(self, parts: Parts, us: Tensor | None) -> None:
@@ -65,7 +78,7 @@ class GRUBefore(RelaxingCell):
         """Product, gates, product, candidate."""
         gates, r, seen, *rest = views[:-2]
         candidate = (views[-1], *rest)
-        gates.addmm_(h, self.to_gates.mT).sigmoid_()
+        gates.addmm_(h, self.own.mT).sigmoid_()
         torch.mul(r, h, out=seen)
         self.before(candidate).addmm_(seen, self.to_seen.mT)
         self.activate(candidate)
@@ -81,7 +94,7 @@ class GRUBefore(RelaxingCell):
 
     def cotangents(self, steps: int, samples: int) -> Tensor:
         """Of r, z, n's pre-activation, r h, and with layer normalisation n's argument."""
-        return self.to_gates.new_empty(steps, samples, (4 if self.norm is None else 5) * self.hidden)
+        return self.own.new_empty(steps, samples, (4 if self.norm is None else 5) * self.hidden)
 
     def pull(self, factors: Parts, a: Tensor, pre: Tensor, out: Tensor) -> None:
         """Factors and the product with the weights, twice."""
@@ -94,13 +107,13 @@ class GRUBefore(RelaxingCell):
             of_n.copy_(self.through_norm(torch.mul(a, through, out=argument[0]), tuple(candidate)))
         torch.matmul(of_n, self.to_seen, out=of_seen)
         torch.mul(of_seen, to_r, out=of_r)
-        add_product(out.addcmul_(a, stay).addcmul_(of_seen, r), pre[..., : self.cut], self.to_gates)
+        add_product(out.addcmul_(a, stay).addcmul_(of_seen, r), pre[..., : self.cut], self.own)
 
     def push(self, factors: Parts, v: Tensor, pre: Tensor, out: Tensor) -> None:
         """The product with the weights and factors, twice."""
         stay, to_z, through, to_r, r, *candidate = factors
         of_r, of_z, of_n, of_seen, *argument = pre.chunk(4 if self.norm is None else 5, -1)
-        add_product(pre[..., : self.cut], v, self.to_gates.mT)
+        add_product(pre[..., : self.cut], v, self.own.mT)
         of_seen.addcmul_(of_r, to_r).addcmul_(v, r)
         add_product(of_n, of_seen, self.to_seen.mT)
         if self.norm is not None:
@@ -147,7 +160,7 @@ class GRUBefore(RelaxingCell):
     ) -> tuple[Tensor, Tensor | None]:
         """One product per weight, two for the state's, whose rows meet different things."""
         along = {name: turned(x, 0) for name, x in direction.items() if name in TURNED}
-        still = self.to_gates.new_zeros(self.cut + self.hidden)
+        still = self.own.new_zeros(self.cut + self.hidden)
         bias = along.get("bias_ih", still) + along.get("bias_hh", still)
         pre = self.cotangents(*h.shape[:2])
         own = pre[..., : self.cut + self.hidden]

@@ -105,7 +105,7 @@ class _Factored(Backwards):
 
 
 class _Forwards:
-    """A product, then all that is elementwise, compiled."""
+    """A product, then all that is elementwise, compiled; some cells have two of both."""
 
     def __init__(
         self,
@@ -117,22 +117,22 @@ class _Forwards:
         scales: Scales,
         rule: Rule,
     ) -> None:
-        rows, states = parts[0][..., cell.into], h[..., cell.shown]
-        self._products = list(zip(rows.unbind(0), states.unbind(0), strict=True))
-        self._weight = cell.own.mT
-        self._kernel = module.forward
+        self._passes = [
+            (rows.unbind(0), seen.unbind(0), weight, getattr(module, name))
+            for rows, seen, weight, name in cell.products(parts, h)
+        ]
         numbers = _numbers(scales, h)
         self._hidden, self._keep = cell.hidden, numbers.dtype.type(rule.keep)
         self._arrays = (numbers, *map(_array, (h, out, *parts, *cell.fixed)))
 
     def __call__(self, k: int) -> None:
-        rows, state = self._products[k]
-        rows.addmm_(state, self._weight)
-        self._kernel(self._hidden, k, self._keep, *self._arrays)
+        for rows, seen, weight, kernel in self._passes:
+            rows[k].addmm_(seen[k], weight)
+            kernel(self._hidden, k, self._keep, *self._arrays)
 
 
 class _Compiled(Backwards):
-    """All that is elementwise, compiled, then a product."""
+    """All that is elementwise, compiled, then a product; some cells have two of both."""
 
     def __init__(
         self,
@@ -149,11 +149,18 @@ class _Compiled(Backwards):
         rows = pre.flatten(2)[..., cell.into]
         self._rows, self._out, self._weight = rows.unbind(0), out[..., cell.shown].unbind(0), cell.own
         self._kernel = module.backward
+        self._before = [
+            (getattr(module, name), rows.unbind(0), along.unbind(0), weight)
+            for name, rows, along, weight in cell.products_back(pre)
+        ]
         numbers = _numbers(scales, h)
         self._hidden, self._keep = cell.hidden, numbers.dtype.type(rule.keep)
         self._arrays = (numbers, *map(_array, (h, a, pre, out, *parts, *cell.fixed)))
 
     def __call__(self, k: int, j: int) -> None:
+        for kernel, rows, along, weight in self._before:
+            kernel(self._hidden, k, j, self._keep, *self._arrays)
+            rows[k].addmm_(along[k], weight)
         self._kernel(self._hidden, k, j, self._keep, *self._arrays)
         self._out[j].addmm_(self._rows[k], self._weight)
 
