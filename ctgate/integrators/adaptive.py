@@ -5,7 +5,6 @@ What it finds, the steps, is taken again where gradients are wanted. THEORY.md 8
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,8 +16,9 @@ from ctgate.controls.times import FLOAT64_EPS
 from ctgate.integrators.dynamics import Dynamics
 from ctgate.integrators.frames import Frame, Move
 from ctgate.integrators.grid import Step
+from ctgate.integrators.lanes import Lanes, Number
 from ctgate.integrators.method import Method
-from ctgate.integrators.samples import Booleans, Floats, Integers
+from ctgate.integrators.samples import Booleans, Floats
 from ctgate.retcode import ReturnCode
 
 # A step's size changes by at most these factors, and aims at 0.9 of what the error allows.
@@ -39,77 +39,19 @@ def error_ratio(error: Tensor, h: Tensor, following: Tensor, rtol: float, atol: 
     return finite.add_(torch.linalg.vector_norm(scaled, dim=-1), alpha=h.shape[-1] ** -0.5)
 
 
-@dataclass
-class Lanes:
-    """Where each lane is: its interval, its time, the end of the interval, the shortest step that float64 can
-    tell from none there, the size it wishes for, and what it has been through."""
-
-    edges: Floats
-    segment: Integers
-    time: Floats
-    stop: Floats
-    floor: Floats
-    wish: Floats
-    alive: Booleans
-    known: Booleans
-    fresh: Booleans
-    rejected: Booleans
-    broken: Booleans
-    tried: Integers
-
-    @classmethod
-    def at_start(cls, edges: Floats) -> "Lanes":
-        """Every lane at the start of its first interval that has a length."""
-        count = edges.shape[1]
-        no = np.zeros(count, np.bool_)
-        lanes = cls(
-            edges,
-            np.full(count, -1),
-            edges[0].copy(),
-            edges[0].copy(),
-            np.zeros(count),
-            np.zeros(count),
-            ~no,
-            no.copy(),
-            ~no,
-            no.copy(),
-            no.copy(),
-            np.zeros(count, np.int64),
-        )
-        lanes.enter(~no)
-        return lanes
-
-    def enter(self, which: Booleans) -> None:
-        """These lanes enter their next interval that has a length, or end."""
-        moving = which.copy()
-        last = len(self.edges) - 2
-        samples = np.arange(len(which))
-        while moving.any():
-            self.segment[moving] += 1
-            ended = moving & (self.segment > last)
-            self.segment[ended] = last
-            self.alive &= ~ended
-            moving &= ~ended & (
-                self.edges[self.segment + 1, samples] <= self.edges[np.maximum(self.segment, 0), samples]
-            )
-        start, self.stop = self.edges[self.segment, samples], self.edges[self.segment + 1, samples]
-        self.floor = 4.0 * FLOAT64_EPS * np.maximum(np.abs(start), np.abs(self.stop))
-        self.time[which] = np.where(self.alive, start, self.edges[-1])[which]
-
-
 def first_steps(
     dynamics: Dynamics, frame: Frame, lanes: Lanes, h: Tensor, order: int, rtol: float, atol: float
-) -> Floats:
+) -> Number:
     """First steps from the sizes of the state, its derivative and its second derivative; 0 where the
     derivative is not finite.
 
     Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, section II.4.
     """
-    span = np.where(lanes.alive, lanes.stop - lanes.time, 0.0)
+    span = lanes.array(lanes.where(lanes.alive, lanes.stop - lanes.time, 0.0))
     scale = atol + rtol * h.abs()
 
     def norms(x: Tensor) -> Floats:
-        return frame.norms((x / scale).square().mean(-1).sqrt())
+        return lanes.array(frame.norms((x / scale).square().mean(-1).sqrt()))
 
     here = frame.step(Move(lanes.segment, lanes.time, lanes.time, lanes.fresh))
     slope = dynamics.rhs(here.u)(here.start, h)
@@ -118,7 +60,7 @@ def first_steps(
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         trial = np.minimum(np.where(slow, 1e-6 * span, 0.01 * size / speed), span)
     trial = np.where(np.isfinite(speed), trial, 0.0)
-    ahead = frame.step(Move(lanes.segment, lanes.time, lanes.time + trial, lanes.fresh))
+    ahead = frame.step(Move(lanes.segment, lanes.time, lanes.time + lanes.number(trial), lanes.fresh))
     dt = ahead.dt.to(h.dtype).unsqueeze(-1) if isinstance(ahead.dt, Tensor) else ahead.dt
     later = dynamics.rhs(ahead.u)(ahead.stop, h + dt * slope)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
@@ -128,7 +70,7 @@ def first_steps(
             steepest <= 1e-15, np.maximum(1e-6 * span, 1e-3 * trial), (0.01 / steepest) ** (1.0 / order)
         )
     wish = np.where(np.isfinite(curvature), np.minimum(np.minimum(100.0 * trial, step), span), trial)
-    return np.where(np.isfinite(speed), wish, 0.0)
+    return lanes.number(np.where(np.isfinite(speed), wish, 0.0))
 
 
 def slope_at_start(dynamics: Dynamics, step: Step, h: Tensor) -> Tensor:
@@ -159,14 +101,14 @@ class AdaptiveLoop:
         self._frame = frame
         self._tolerances = tolerances
         self._max_steps = max_steps
-        self._lanes = Lanes.at_start(frame.edges)
+        self._lanes = frame.lanes()
         self._coarseness = torch.finfo(dynamics.prob.h0.dtype).eps / FLOAT64_EPS
         self.rejected = 0
 
     @property
     def alive(self) -> Booleans:
-        """The lanes that have not ended."""
-        return self._lanes.alive
+        """The lanes that have not ended, (lane,)."""
+        return self._lanes.array(self._lanes.alive)
 
     def run(self, h: Tensor) -> None:
         """Integrate from ``h``. Raises: Halt where the frame does; KeyboardInterrupt."""
@@ -176,9 +118,9 @@ class AdaptiveLoop:
         slope: Tensor | None = None
         while True:
             stop, lands = self._aim()
-            if not lanes.alive.any():
+            if not lanes.count_nonzero(lanes.alive):
                 return
-            move = Move(lanes.segment.copy(), lanes.time.copy(), stop, lanes.fresh.copy())
+            move = Move(lanes.segment, lanes.time, stop, lanes.fresh)
             step = frame.step(move)
             slope = self._slope(step, h, slope)
             with self._graph_as_needed():
@@ -186,11 +128,11 @@ class AdaptiveLoop:
             assert attempt.error is not None
             following = self._value(attempt.h)
             ratio = frame.norms(error_ratio(attempt.error.detach(), h, following, *self._tolerances))
-            lanes.tried += lanes.alive
+            lanes.tried = lanes.tried + lanes.alive
             accepted = lanes.alive & (ratio <= 1.0)
-            self.rejected += int((lanes.alive & ~accepted).sum())
+            self.rejected += lanes.count_nonzero(lanes.alive & lanes.logical_not(accepted))
             self._resize(ratio, stop - lanes.time, accepted, lands)
-            if accepted.any():
+            if lanes.count_nonzero(accepted):
                 if attempt.slope is not None:
                     ahead = attempt.slope.detach()
                     slope = ahead if slope is None else frame.choose(accepted, ahead, slope)
@@ -209,99 +151,107 @@ class AdaptiveLoop:
     def _choose_first(self, h: Tensor) -> None:
         lanes, alg = self._lanes, self._alg
         for name, size in (("first_step", alg.first_step), ("max_step", alg.max_step)):
-            if size is not None and bool((size <= lanes.floor)[lanes.alive].any()):
+            if size is not None and lanes.count_nonzero(lanes.alive & (size <= lanes.floor)):
                 raise ValueError(
                     f"alg is {alg}: {name} is below what float64 can tell apart at these times, "
-                    f"{lanes.floor.max():.3g}"
+                    f"{lanes.array(lanes.floor).max():.3g}"
                 )
         if alg.first_step is not None:
-            lanes.wish[:] = alg.first_step
+            lanes.wish = lanes.where(lanes.alive, alg.first_step, lanes.wish)
             return
         with torch.no_grad():
             lanes.wish = first_steps(
                 self._dynamics, self._frame, lanes, h, alg.error_order, *self._tolerances
             )
         self._end(
-            lanes.alive & ~(lanes.wish > 0.0),
+            lanes.alive & lanes.logical_not(lanes.wish > 0.0),
             ReturnCode.UNSTABLE,
-            lambda lane: f"dh/dt is not finite at t = {lanes.time[lane]:.9g}",
+            lambda lane: f"dh/dt is not finite at t = {lanes.array(lanes.time)[lane]:.9g}",
         )
         # Where the span is near the resolution of its times, a cautious guess must not count as an underflow.
-        lanes.wish = np.maximum(lanes.wish, 2.0 * lanes.floor)
+        lanes.wish = lanes.maximum(lanes.wish, 2.0 * lanes.floor)
 
-    def _aim(self) -> tuple[Floats, Booleans]:
+    def _aim(self) -> tuple[Number, Number]:
         """Where the next step of each lane should end, and whether that is the end of its interval; ends the
         lanes that cannot go on."""
         lanes = self._lanes
         spent, small = lanes.tried >= self._max_steps, lanes.wish <= lanes.floor * self._coarseness
-        if spent.any() or small.any():
+        if lanes.count_nonzero(spent | small):
             self._end_what_cannot_go_on(spent, small)
         room = lanes.stop - lanes.time
-        size = np.minimum(lanes.wish, self._alg.max_step)
+        size = lanes.minimum(lanes.wish, self._alg.max_step)
         # By rounding, an interval as long as max_step may be a little longer.
         lands = (_REACH * size >= room) & (room <= self._alg.max_step + lanes.floor)
-        size = np.where(lanes.alive, size, 0.0)
-        return np.where(lands & lanes.alive, lanes.stop, lanes.time + size), lands
+        size = lanes.where(lanes.alive, size, 0.0)
+        return lanes.where(lands & lanes.alive, lanes.stop, lanes.time + size), lands
 
-    def _end_what_cannot_go_on(self, spent: Booleans, small: Booleans) -> None:
+    def _end_what_cannot_go_on(self, spent: Number, small: Number) -> None:
         """End the lanes that have ``spent`` their steps, or whose step is too short: for time, or, where no
         state is finite, which may come first, to change a state of lower precision."""
         lanes = self._lanes
         self._end(
             lanes.alive & spent,
             ReturnCode.MAX_STEPS,
-            lambda lane: f"{lanes.tried[lane]} steps were tried and t = {lanes.time[lane]:.9g} was reached",
+            lambda lane: (
+                f"{lanes.array(lanes.tried)[lane]} steps were tried and "
+                f"t = {lanes.array(lanes.time)[lane]:.9g} was reached"
+            ),
         )
-        underflow = lanes.alive & ~lanes.broken & (lanes.wish <= lanes.floor)
+        underflow = lanes.alive & lanes.logical_not(lanes.broken) & (lanes.wish <= lanes.floor)
         self._end(
             lanes.alive & lanes.broken & small,
             ReturnCode.UNSTABLE,
-            lambda lane: f"no step from t = {lanes.time[lane]:.9g} gives a finite state, however small",
+            lambda lane: (
+                f"no step from t = {lanes.array(lanes.time)[lane]:.9g} gives a finite state, however small"
+            ),
         )
         self._end(
             underflow,
             ReturnCode.DT_UNDERFLOW,
             lambda lane: (
-                f"at t = {lanes.time[lane]:.9g} the tolerances ask for a step of {lanes.wish[lane]:.3g}"
+                f"at t = {lanes.array(lanes.time)[lane]:.9g} the tolerances ask for a step of "
+                f"{lanes.array(lanes.wish)[lane]:.3g}"
             ),
         )
 
     def _slope(self, step: Step, h: Tensor, slope: Tensor | None) -> Tensor:
         """dh/dt at the nodes, evaluated where it is not what the step before ended with."""
         lanes = self._lanes
-        missing = lanes.alive & ~lanes.known
-        if slope is not None and not missing.any():
+        missing = lanes.alive & lanes.logical_not(lanes.known)
+        if slope is not None and not lanes.count_nonzero(missing):
             return slope
         with self._graph_as_needed():
             evaluated = self._value(self._begin(self._dynamics, step, h))
-        lanes.known |= missing
+        lanes.known = lanes.known | missing
         return evaluated if slope is None else self._frame.choose(missing, evaluated, slope)
 
-    def _resize(self, ratio: Floats, size: Floats, accepted: Booleans, lands: Booleans) -> None:
+    def _resize(self, ratio: Number, size: Number, accepted: Number, lands: Number) -> None:
         """The sizes to try next."""
         lanes = self._lanes
-        broken = ~np.isfinite(ratio)
-        factor = _SAFETY * np.maximum(ratio, _TINY) ** (-1.0 / self._alg.error_order)
-        factor = np.where(broken, _SHRINK, np.minimum(np.maximum(factor, _SHRINK), _GROW))
-        factor = np.where(lanes.rejected | ~accepted, np.minimum(factor, 1.0), factor)
+        refused, broken = lanes.logical_not(accepted), lanes.logical_not(lanes.isfinite(ratio))
+        factor = _SAFETY * lanes.maximum(ratio, _TINY) ** (-1.0 / self._alg.error_order)
+        factor = lanes.where(broken, _SHRINK, lanes.minimum(lanes.maximum(factor, _SHRINK), _GROW))
+        factor = lanes.where(lanes.rejected | refused, lanes.minimum(factor, 1.0), factor)
         wish = size * factor
         # A step that was cut short by the end of its interval says little about the size after it.
-        wish = np.where(accepted & lands, np.maximum(wish, lanes.wish), wish)
-        lanes.wish = np.where(lanes.alive, wish, lanes.wish)
-        lanes.rejected = lanes.alive & ~accepted
+        wish = lanes.where(accepted & lands, lanes.maximum(wish, lanes.wish), wish)
+        lanes.wish = lanes.where(lanes.alive, wish, lanes.wish)
+        lanes.rejected = lanes.alive & refused
         lanes.broken = lanes.alive & broken
 
-    def _advance(self, stop: Floats, accepted: Booleans, lands: Booleans, slope_known: bool) -> None:
+    def _advance(self, stop: Number, accepted: Number, lands: Number, slope_known: bool) -> None:
         lanes = self._lanes
-        lanes.time = np.where(accepted, stop, lanes.time)
+        lanes.time = lanes.where(accepted, stop, lanes.time)
         landed = accepted & lands
-        lanes.known = np.where(accepted, slope_known & ~(landed & self._frame.jumps), lanes.known)
-        lanes.fresh = np.where(accepted, ~lanes.known, lanes.fresh)
-        if landed.any():
+        still = slope_known & lanes.logical_not(landed & self._frame.jumps)
+        lanes.known = lanes.where(accepted, still, lanes.known)
+        lanes.fresh = lanes.where(accepted, lanes.logical_not(lanes.known), lanes.fresh)
+        if lanes.count_nonzero(landed):
             lanes.enter(landed)
-            lanes.wish = np.where(landed, np.maximum(lanes.wish, 2.0 * lanes.floor), lanes.wish)
+            lanes.wish = lanes.where(landed, lanes.maximum(lanes.wish, 2.0 * lanes.floor), lanes.wish)
 
-    def _end(self, which: Booleans, code: ReturnCode, details: Callable[[int], str]) -> None:
-        if which.any():
-            self._lanes.alive &= ~which
+    def _end(self, which: Number, code: ReturnCode, details: Callable[[int], str]) -> None:
+        lanes = self._lanes
+        if lanes.count_nonzero(which):
+            lanes.alive = lanes.alive & lanes.logical_not(which)
             self._frame.fail(which, code, details)

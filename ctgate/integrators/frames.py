@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ctgate.integrators.grid import Input, Interval, Step
+from ctgate.integrators.lanes import Lanes, ManyLanes, Number, OneLane
 from ctgate.integrators.recorder import AcceptedStep, Keep, Output
 from ctgate.integrators.samples import Booleans, Floats, Integers, Plan, SampleGrid, slide
 from ctgate.retcode import Halt, ReturnCode
@@ -22,23 +23,26 @@ class Move(NamedTuple):
     """Where a step goes: the interval, the times at its ends, and whether its first slope was evaluated anew,
     one per lane."""
 
-    segment: Integers
-    start: Floats
-    stop: Floats
-    fresh: Booleans
+    segment: Number
+    start: Number
+    stop: Number
+    fresh: Number
 
 
 class Frame(abc.ABC):
     """Lanes of time, and the steps that were accepted on them.
 
-    ``edges`` (edge, lane) are the ends of the knot intervals; ``jumps`` says whether dh/dt may jump there.
+    ``jumps`` says whether dh/dt may jump at the ends of the knot intervals.
     ``tracked`` is set once a derivative wants to pass the steps: then the states are values only, and the
     steps are to be taken again in the graph.
     """
 
-    edges: Floats
     jumps: bool
     tracked: bool = False
+
+    @abc.abstractmethod
+    def lanes(self) -> Lanes:
+        """Every lane at its start."""
 
     def track(self) -> None:
         """A derivative wants to pass the steps."""
@@ -49,19 +53,19 @@ class Frame(abc.ABC):
         """The step that takes each lane from start to stop inside its interval."""
 
     @abc.abstractmethod
-    def norms(self, ratio: Tensor) -> Floats:
+    def norms(self, ratio: Tensor) -> Number:
         """What counts for each lane of a number per sample (*batch)."""
 
     @abc.abstractmethod
-    def choose(self, lanes: Booleans, new: Tensor, old: Tensor) -> Tensor:
+    def choose(self, lanes: Number, new: Tensor, old: Tensor) -> Tensor:
         """``new`` in these lanes, ``old`` in the others; both (*batch, state)."""
 
     @abc.abstractmethod
-    def accept(self, lanes: Booleans, move: Move, step: Step, h: Tensor, following: Tensor) -> None:
+    def accept(self, lanes: Number, move: Move, step: Step, h: Tensor, following: Tensor) -> None:
         """The step was accepted in these lanes and leads from ``h`` to ``following``; may raise Halt."""
 
     @abc.abstractmethod
-    def fail(self, lanes: Booleans, code: ReturnCode, details: Callable[[int], str]) -> None:
+    def fail(self, lanes: Number, code: ReturnCode, details: Callable[[int], str]) -> None:
         """These lanes end here; may raise Halt."""
 
 
@@ -89,36 +93,39 @@ class SharedFrame(Frame):
         self._remember = remember
         self._segment = -1
         self._input: Input
-        self.edges = np.array([[cuts[0].start], *([cut.stop] for cut in cuts)])
         self._keep = keep
         self._observe = observe
 
+    def lanes(self) -> OneLane:
+        """One."""
+        return OneLane(np.array([[self.cuts[0].start], *([cut.stop] for cut in self.cuts)]))
+
     def step(self, move: Move) -> Step:
         """A step in floats."""
-        begin, end, segment = float(move.start[0]), float(move.stop[0]), int(move.segment[0])
+        segment, begin, end, _ = move
         if segment != self._segment:
             self._segment, self._input = segment, self.cuts[segment].u
         return Step(begin, end, end - begin, self._input)
 
-    def norms(self, ratio: Tensor) -> Floats:
+    def norms(self, ratio: Tensor) -> float:
         """The worst sample."""
-        return np.array([ratio.detach().max().item()], np.float64)
+        return ratio.detach().max().item()
 
-    def choose(self, lanes: Booleans, new: Tensor, old: Tensor) -> Tensor:
+    def choose(self, lanes: bool, new: Tensor, old: Tensor) -> Tensor:
         """All or nothing."""
-        return new if lanes[0] else old
+        return new if lanes else old
 
-    def accept(self, lanes: Booleans, move: Move, step: Step, h: Tensor, following: Tensor) -> None:
+    def accept(self, lanes: bool, move: Move, step: Step, h: Tensor, following: Tensor) -> None:
         """Note the step and hand it on."""
-        start, stop = float(move.start[0]), float(move.stop[0])
-        self.taken.append(step._replace(fresh=bool(move.fresh[0])))
+        _, start, stop, fresh = move
+        self.taken.append(step._replace(fresh=fresh))
         if not self.tracked:
             self.outputs.extend(self._keep(AcceptedStep(start, stop, h, following, step.u)))
         elif self._remember:
             self.nodes.append(following)
         self._observe(start, stop, following)
 
-    def fail(self, lanes: Booleans, code: ReturnCode, details: Callable[[int], str]) -> None:
+    def fail(self, lanes: bool, code: ReturnCode, details: Callable[[int], str]) -> None:
         """The whole solve ends."""
         raise Halt(code, details(0))
 
@@ -134,9 +141,9 @@ class SampleFrame(Frame):
         self, grid: SampleGrid, h: Tensor, observe: Callable[[Tensor, Tensor, int, float], None]
     ) -> None:
         self.grid = grid
-        self.edges = grid.numbers
+        self._edges = grid.numbers
         self.jumps = grid.jumps
-        lanes = self.edges.shape[1]
+        lanes = self._edges.shape[1]
         self.codes = [ReturnCode.SUCCESS] * lanes
         self.details = [ReturnCode.SUCCESS.message] * lanes
         self.states = [h]
@@ -145,12 +152,16 @@ class SampleFrame(Frame):
         self._segment: Integers | None = None
         self._input: Input
 
+    def lanes(self) -> ManyLanes:
+        """One per sample."""
+        return ManyLanes(self._edges)
+
     def step(self, move: Move) -> Step:
         """A step in tensors (*batch); the input is looked up when a sample enters another interval."""
         segment = move.segment
         if self._segment is None or not np.array_equal(segment, self._segment):
             samples = np.arange(len(segment))
-            left, right = self.edges[segment, samples], self.edges[segment + 1, samples]
+            left, right = self._edges[segment, samples], self._edges[segment + 1, samples]
             (self._input,) = self.grid.inputs(self.grid.tensor(left[None]), self.grid.tensor(right[None]))
             self._segment = segment.copy()
         begin, end = self.grid.tensor(move.start), self.grid.tensor(move.stop)
@@ -168,7 +179,7 @@ class SampleFrame(Frame):
         """Note who moved where."""
         self._taken.append((lanes, move))
         self.states.append(following)
-        moved = np.where(lanes, move.stop, move.start)
+        moved = ManyLanes.where(lanes, move.stop, move.start)
         advance = float(np.mean(moved - move.start))
         self._observe(self.grid.tensor(moved), following, int(lanes.sum()), advance)
 
@@ -181,7 +192,7 @@ class SampleFrame(Frame):
     def plan(self) -> tuple[Plan, Integers]:
         """The steps of every sample without the rejected ones in between, and for each node (step + 1,
         sample) the number of the state in ``states``."""
-        lanes = self.edges.shape[1]
+        lanes = self._edges.shape[1]
         taken = np.array([moving for moving, _ in self._taken], np.bool_).reshape(-1, lanes)
         counts = taken.sum(0)
         # Iterations in which a sample moved come first, in their order.
@@ -196,7 +207,7 @@ class SampleFrame(Frame):
 
         segment, fresh = compact(0, np.int64), compact(3, np.bool_)
         start, stop = compact(1, np.float64), compact(2, np.float64)
-        left, right = self.edges[segment, samples], self.edges[segment + 1, samples]
+        left, right = self._edges[segment, samples], self._edges[segment + 1, samples]
         whole = Plan(
             self.grid,
             segment,

@@ -1,9 +1,9 @@
 r"""The stages of explicit Runge-Kutta steps on a fused cell, forwards and in reverse, on buffers.
 
-With the state h that a step starts from and its slopes :math:`k_j` as the rows of one matrix, a stage's state
-:math:`h + dt \sum_j a_{ij} k_j` is one product of that matrix with 1 and a row of the tableau times dt, and so
-is, in reverse, the cotangent of a slope. Steps between known states can be taken side by side, as if they were
-samples.
+With the state h that a step starts from and its slopes :math:`k_j` as the rows of one matrix, the state of a
+stage, :math:`h + dt \sum_j a_{ij} k_j`, is one product of that matrix with 1 and a row of the tableau times
+dt, and so is, in reverse, the cotangent of a slope. Steps between known states can be taken side by side, as
+if they were samples.
 """
 
 from collections.abc import Sequence

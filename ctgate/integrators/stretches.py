@@ -31,7 +31,7 @@ _ROOM, _STEPS = 2**24, 1024
 def longest(prob: ODEProblem) -> int:
     """How many steps are taken together."""
     weights = (p for name, p in prob.field.named_parameters() if name.endswith("weight_hh"))
-    rows = next(weights).shape[0]
+    rows = next(weights).shape[-2]
     return max(1, min(_STEPS, _ROOM // max(1, 2 * rows * prob.h0[..., 0].numel())))
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ctgate.algorithms import Algorithm, Bosh3, Dopri5, Dopri8
 from ctgate.controls.times import FLOAT64_EPS
-from ctgate.integrators.adaptive import Lanes, first_steps
+from ctgate.integrators.adaptive import first_steps
 from ctgate.integrators.dynamics import Dynamics
 from ctgate.integrators.frames import SharedFrame
 from ctgate.integrators.grid import Interval, Step
@@ -137,12 +137,12 @@ def first_wish(
     dynamics: Dynamics, alg: TorchdiffeqAlgorithm, cut: Interval, h: Tensor, tolerances: tuple[float, float]
 ) -> float:
     """The first step to try: the one that was asked for, or one that fits the field."""
-    wish = alg.first_step
-    if wish is None:
+    if alg.first_step is not None:
+        wish = alg.first_step
+    else:
         frame = SharedFrame([cut], False, lambda step: (), lambda start, stop, h: None)
         with torch.no_grad():
-            lanes = Lanes.at_start(frame.edges)
-            wish = float(first_steps(dynamics, frame, lanes, h.detach(), alg.order, *tolerances)[0])
+            wish = first_steps(dynamics, frame, frame.lanes(), h.detach(), alg.order, *tolerances)
     if not wish > 0.0:
         raise Halt(ReturnCode.UNSTABLE, f"dh/dt is not finite at t = {cut.start:.9g}")
     return wish
