@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 
 import jaxtyping
+import pytest
 
 from tests import typechecker
 
@@ -23,3 +24,15 @@ jaxtyping.jaxtyped = typechecker.jaxtyped
 
 # A shell starts its background jobs with the signal ignored, and the tests that send it would wait in vain.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(params=["by torch", "compiled"])
+def both_ways(request, monkeypatch):
+    """Runs a test twice: what is elementwise in the steps of fused cells by torch, and compiled. Without it a
+    test takes what is installed."""
+    from ctgate.kernels.fused import walk
+
+    if request.param == "by torch":
+        monkeypatch.setattr(walk, "kernels", lambda name: None)
+    else:
+        pytest.importorskip("numba", reason="the extra fast is not installed")

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
@@ -168,7 +168,14 @@ def sizes_of(case) -> list[float] | Tensor:
     }[case["sizes"]]
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@pytest.mark.usefixtures("both_ways")
+@settings(
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
+    # Of all examples one way: both_ways.
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(case=cases)
 def test_states_and_gradients_are_those_of_the_loop(kind, case):
     """States to rounding, and the gradients to input, initial state, sizes of steps and every parameter."""
@@ -201,6 +208,7 @@ def test_states_and_gradients_are_those_of_the_loop(kind, case):
     close(given, found)
 
 
+@pytest.mark.usefixtures("both_ways")
 def test_many_steps_of_many_samples(kind):
     """More numbers than are multiplied out at once."""
     field = make(kind, 2, 33, layernorm=True, learn_tau=True)
@@ -215,6 +223,7 @@ def test_many_steps_of_many_samples(kind):
     close(*(torch.autograd.grad(x, wanted, cotangent) for x in (states, expected)))
 
 
+@pytest.mark.usefixtures("both_ways")
 def test_one_evaluation_is_the_field(kind):
     """The rule SLOPE without a graph: dh/dt, its cotangents, and with groups one gradient for each."""
     field = make(kind, layernorm=True, tau=0.7, learn_tau=True)
@@ -238,6 +247,7 @@ def test_one_evaluation_is_the_field(kind):
         close([groups[name][k] for name in named], part)
 
 
+@pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 def test_solves_are_the_loop(kind, algorithm, dtype, spy):
     """Steps of 0.4 to 5.0, the last one shorter. In float32 to 2e-6 of the largest number: 13 steps of some
@@ -514,6 +524,7 @@ def test_autocast_is_left_to_plain_steps(kind, spy):
     assert (own - exact).abs().max() > 1e-4
 
 
+@pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize("dt", [50.0, 1e6])
 def test_divergence_ends_as_it_does_in_plain_steps(kind, dt):
     """The same code, message, times and states. With gates that do not see the state every step multiplies

@@ -337,6 +337,7 @@ def by_hand(prob, xs, weight, name):
     return leaves, h0, us, (hs[-1] @ weight).square() + torch.sin(hs[2] @ weight)
 
 
+@pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize("name", CELLS)
 def test_gradients_of_single_samples(name):
     prob, xs, loss, weight = losses(name)
@@ -349,6 +350,7 @@ def test_gradients_of_single_samples(name):
             assert far(rows[key][k], row) < 1e-12, key
 
 
+@pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize("name", CELLS)
 @pytest.mark.parametrize("call", [1 << 21, 20])
 def test_the_adjoint_of_the_map(name, call, monkeypatch):

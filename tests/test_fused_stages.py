@@ -98,6 +98,7 @@ def compare(prob, wanted, alg, stages, rtol=1e-11, **options):
     return sol
 
 
+@pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize("control", CONTROLS)
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
 def test_every_cell(kind, control):
@@ -106,12 +107,14 @@ def test_every_cell(kind, control):
     compare(*setting(kind, control, **learn), ct.Dopri5(), 6, **LOOSE)
 
 
+@pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize(("alg", "stages"), [(ct.Bosh3(), 3), (ct.Tsit5(), 6), (ct.Dopri5(max_step=0.3), 6)])
 @pytest.mark.parametrize("layernorm", [False, True])
 def test_every_adaptive_method(alg, stages, layernorm):
     compare(*setting(layernorm=layernorm), alg, stages, **LOOSE)
 
 
+@pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize(("alg", "stages"), [(ct.Midpoint(0.3), 2), (ct.Heun(0.3), 2), (ct.RK4(0.3), 4)])
 @pytest.mark.parametrize("control", [None, ct.ZeroOrderHold, ct.CubicHermite])
 def test_steps_of_known_sizes(alg, stages, control):
@@ -119,6 +122,7 @@ def test_steps_of_known_sizes(alg, stages, control):
     compare(*setting(control=control), alg, stages)
 
 
+@pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize("batch", [(), (1,), (2, 3)])
 @pytest.mark.parametrize(("channels", "hidden"), [(1, 1), (2, 5)])
 def test_sizes(batch, channels, hidden):
@@ -146,6 +150,7 @@ def test_a_function_of_time_as_the_input():
     assert_same(mine, torch.autograd.grad(weighed(walk(prob, ct.Dopri5(), sol.ts.tolist())), gain))
 
 
+@pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize("size", [1, 10**6])
 def test_steps_side_by_side_in_the_backward_pass(size, monkeypatch):
     """One at a time, and all at once."""
@@ -209,6 +214,7 @@ def test_what_does_not_want_a_gradient_gets_none(names):
     compare(prob, {name: wanted[name] for name in names}, ct.Dopri5(), 6, **LOOSE)
 
 
+@pytest.mark.usefixtures("both_ways")
 def test_in_single_precision():
     """States and gradients to 1e-5 of those in float64 on the same nodes."""
     prob, wanted = setting(dtype=torch.float32, control=ct.LinearInterpolation)
