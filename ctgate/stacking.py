@@ -6,7 +6,7 @@ and the others go on.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,8 @@ from ctgate.fields import VectorField
 from ctgate.fields.base import Gates, Time
 from ctgate.fields.jacobian import Jacobian
 from ctgate.guard import Unchanged
+from ctgate.integrators.stretches import transformed
+from ctgate.kernels.fused import FusedCell, Stretch
 from ctgate.problem import Method, ODEProblem
 from ctgate.retcode import ReturnCode
 from ctgate.run_adjoint import Numbers
@@ -93,7 +95,7 @@ def own_parameters(prob: ODEProblem, names: Sequence[str]) -> tuple[ODEProblem, 
         if name in names
     }
     tensors = {**{name: tensor.detach() for name, tensor in _tensors(prob).items()}, **copies}
-    field = StackedField(prob.field, tensors, set(copies), 0)
+    field = StackedField(prob.field, tensors, set(copies), 0, alike=True)
     parameters = dict(zip(field._keys(), tensors.values(), strict=True))
     return ODEProblem(field, prob.h0.detach(), prob.tspan, prob.control, parameters), copies
 
@@ -102,14 +104,20 @@ class StackedField(VectorField):
     r"""n fields of one class side by side, :math:`dh_k/dt = f(t, h_k, u_k; \theta_k)`, for states
     ``(..., n, *batch, state)`` of which ``inner`` dimensions are the batch of one field.
 
-    ``template`` is one of the fields. Its parameters and buffers are this field's parameters ``p0``, ``p1``,
-    ... (placeholders: values come from the problem's ``parameters``), with n in front where they differ.
+    ``template`` is one of the fields. Its parameters and buffers are this field's parameters ``p0_...``,
+    ``p1_...``, ... (placeholders: values come from the problem's ``parameters``), with n in front where they
+    differ, or are copies of the same if ``alike``.
 
     Source: torch.func.vmap over torch.func.functional_call.
     """
 
     def __init__(
-        self, template: VectorField, tensors: dict[str, Tensor], stacked: set[str], inner: int
+        self,
+        template: VectorField,
+        tensors: dict[str, Tensor],
+        stacked: set[str],
+        inner: int,
+        alike: bool = False,
     ) -> None:
         super().__init__(input_size=template.input_size, state_size=template.state_size)
         # In a tuple, so that the template's own parameters are not taken for this field's.
@@ -117,6 +125,7 @@ class StackedField(VectorField):
         self._names = list(tensors)
         self._stacked = stacked
         self._inner = inner
+        self._alike = alike
         self.autonomous = template.autonomous
         self.gate_names = template.gate_names
         for key, tensor in zip(self._keys(), tensors.values(), strict=True):
@@ -124,7 +133,7 @@ class StackedField(VectorField):
             self.register_parameter(key, nn.Parameter(placeholder, requires_grad=False))
 
     def _keys(self) -> list[str]:
-        return [f"p{number}" for number in range(len(self._names))]
+        return [f"p{number}_{name.replace('.', '_')}" for number, name in enumerate(self._names)]
 
     @property
     def components(self) -> dict[str, slice]:
@@ -174,6 +183,33 @@ class StackedField(VectorField):
             return super().input_jacobian(t, h, u)
         value: Tensor = self._each("input_jacobian", t, h, u)
         return value
+
+    @property
+    def unrolls(self) -> bool:
+        """Where one fused cell does for all of them."""
+        return self._alike and self._template[0].fusable and not transformed()
+
+    def unroll(
+        self,
+        stretch: Stretch,
+        us: Tensor | None,
+        h0: Tensor,
+        dts: Tensor | None,
+        parameters: Sequence[Tensor],
+    ) -> Tensor:
+        """The states by one cell; the gradients of the copies stay apart."""
+        template, given = self._template[0], dict(zip(self._names, parameters, strict=True))
+        names = tuple(name for name, _ in template.named_parameters())
+
+        def fuse(named: Mapping[str, Tensor]) -> FusedCell:
+            return template.fuse({name: x[0] if name in self._stacked else x for name, x in named.items()})
+
+        def plain(named: Mapping[str, Tensor], *rest: Any) -> Tensor:
+            return stretch.plain(dict(zip(self._keys(), (given | dict(named)).values(), strict=True)), *rest)
+
+        copies = len(h0) if self._stacked else 0
+        own = dataclasses.replace(stretch, fuse=fuse, names=names, plain=plain, copies=copies)
+        return super().unroll(own, us, h0, dts, [given[name] for name in names])
 
     def _each(self, method: str, t: Time, h: Tensor, u: Tensor | None) -> Any:
         """A method of every field, by vmap over the dimension that counts the fields."""

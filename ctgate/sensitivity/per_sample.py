@@ -1,7 +1,7 @@
 r"""The gradient of every sample's own loss, all samples at once."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from ctgate.sensitivity.adjoint import readout_gradient
 from ctgate.sensitivity.injections import at_nodes, injections
 from ctgate.sensitivity.loss import Loss
 from ctgate.sensitivity.propagators import nodes_of
-from ctgate.sensitivity.reverse_map import pull_back
+from ctgate.sensitivity.reverse_map import in_one_piece, pull_back
 from ctgate.solution import Solution
 from ctgate.solve import solve
 from ctgate.stacking import own_parameters
@@ -40,9 +40,11 @@ def per_sample_gradients(
               g_i = \sum_k dt_k\, B_{k,i}^\top a_{k+1,i},
 
     whose products with :math:`B^\top` are kept by sample. Any other method is solved with a copy of the
-    parameters for every sample (``torch.func.vmap`` over them in the field), so that reverse differentiation
-    leaves the rows in the copies; samples share its steps as they do without copies. That takes the memory of
-    the rows, and of what is kept for the reverse pass, several times over.
+    parameters for every sample, so that reverse differentiation leaves the rows in the copies; samples share
+    its steps as they do without copies. ``ExponentialEuler`` of a gated cell, and ``Euler`` where all its
+    steps are few enough, then take steps and derivatives with the one cell that all copies are. Other fields
+    and methods go by ``torch.func.vmap`` over the copies, which takes the memory of the rows, and of what is
+    kept for the reverse pass, several times over.
 
     Parameters:
         prob: the problem, states ``(sample, state)``. Its graph is not followed.
@@ -66,7 +68,7 @@ def per_sample_gradients(
     readout = own.readout
     if not field and (readout is None or not list(readout.parameters())):
         raise ValueError("per_sample_gradients: no parameter of the field or of the readout requires grad")
-    if isinstance(alg, Euler):
+    if isinstance(alg, Euler) and not in_one_piece(prob, alg):
         with torch.no_grad():
             sol = solve(remake(prob, h0=prob.h0.detach()), alg, rtol=rtol, atol=atol, throw=True)
             rows, seen = _by_reverse_loop(sol, own, field)
@@ -74,7 +76,8 @@ def per_sample_gradients(
         with torch.enable_grad():
             stacked, copies = own_parameters(prob, field)
             sol = solve(stacked, alg, rtol=rtol, atol=atol, throw=True)
-            rows, seen = _by_copies(own(sol), copies, readout)
+            by = _by_nodes if isinstance(alg, Euler) else _by_copies
+            rows, seen = by(sol, own, copies)
     if isinstance(readout, OwnReadout):
         rows |= {f"readout.{readout.names[key]}": row for key, row in seen.items()}
     return rows
@@ -155,18 +158,29 @@ def _check(prob: object, loss: object, alg: object) -> None:
         )
 
 
-def _by_copies(total: Tensor, copies: Rows, readout: nn.Module | None) -> tuple[Rows, Rows]:
-    seen = {} if readout is None else dict(readout.named_parameters())
-    leaves = [*copies.values(), *seen.values()]
-    if not total.requires_grad:  # The loss sees nothing of them.
-        rows = tuple(map(torch.zeros_like, leaves))
-    else:
-        rows = torch.autograd.grad(total, leaves, materialize_grads=True)
-    count = len(copies)
+def _by_copies(sol: Solution, loss: Loss, copies: Rows) -> tuple[Rows, Rows]:
+    seen = {} if loss.readout is None else dict(loss.readout.named_parameters())
+    rows, count = _reached(loss(sol), [*copies.values(), *seen.values()]), len(copies)
     return dict(zip(copies, rows[:count], strict=True)), dict(zip(seen, rows[count:], strict=True))
 
 
+def _by_nodes(sol: Solution, loss: Loss, copies: Rows) -> tuple[Rows, Rows]:
+    with torch.no_grad():
+        direct, seen = _slopes(sol, loss), readout_gradient(sol, loss)
+    rows = _reached(sol.hs, list(copies.values()), direct)
+    return dict(zip(copies, rows, strict=True)), seen
+
+
 def _by_reverse_loop(sol: Solution, loss: Loss, names: list[str]) -> tuple[Rows, Rows]:
-    direct = at_nodes(sol, nodes_of(sol), injections(sol, loss))
-    rows = pull_back(sol, direct, by_sample=True).parameters
+    rows = pull_back(sol, _slopes(sol, loss), by_sample=True).parameters
     return {name: rows[name] for name in names}, readout_gradient(sol, loss)
+
+
+def _slopes(sol: Solution, loss: Loss) -> Tensor:
+    return at_nodes(sol, nodes_of(sol), injections(sol, loss))
+
+
+def _reached(value: Tensor, leaves: list[Tensor], slope: Tensor | None = None) -> Sequence[Tensor]:
+    if not value.requires_grad:  # It sees nothing of them.
+        return [torch.zeros_like(leaf) for leaf in leaves]
+    return torch.autograd.grad(value, leaves, slope, materialize_grads=True)

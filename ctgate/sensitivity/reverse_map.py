@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ctgate.algorithms import Euler
 from ctgate.integrators.dynamics import beside
 from ctgate.integrators.stretches import fusable, transformed
 from ctgate.kernels import Linearization
@@ -42,6 +43,14 @@ def pull_back(sol: Solution, direct: Tensor, *, by_sample: bool = False, wants_i
     weights = step_sizes(sol) * a[1:]
     sums = _pulled_sums(sol, weights, weights.ndim - 2 if by_sample else 0)
     return Pulled(a, sums, _pulled_inputs(sol, weights) if wants_input else None)
+
+
+def in_one_piece(prob: ODEProblem, alg: Euler) -> bool:
+    """Whether the fused cell takes all the steps back at once, if the knots of the control add no steps."""
+    if not prob.h0.numel() or not fusable(prob) or transformed():
+        return False
+    start, stop = prob.sample_spans()
+    return bool((stop - start).detach().max() / alg.dt * prob.h0.numel() <= _CALL)
 
 
 def _fused(sol: Solution, direct: Tensor, by_sample: bool, wants_input: bool) -> Pulled:

@@ -26,13 +26,15 @@ Plain = Callable[[Named, Tensor | None, Tensor, Tensor | None], Tensor]
 @dataclass(frozen=True, eq=False)
 class Stretch:
     """Steps to take: how a cell is made of parameters, their names, what a step makes of a rate, the sizes of
-    steps where they are numbers, and the same steps by plain operations."""
+    steps where they are numbers, and the same steps by plain operations. With ``copies`` = k > 0 the
+    parameters are k copies of the same, in front, one for each of k groups of samples."""
 
     fuse: Callable[[Named], FusedCell]
     names: tuple[str, ...]
     rule: Rule
     dts: Sequence[float] | None
     plain: Plain
+    copies: int = 0
 
     def cell(self, parameters: Sequence[Tensor]) -> FusedCell:
         """The cell with these parameters."""
@@ -79,7 +81,7 @@ class _Unroll(torch.autograd.Function):
         us, h0, dts, *rest = ctx.saved_tensors
         wanted = ctx.needs_input_grad[1:4]
         found: tuple[Any, ...] = _Reverse.apply(  # type: ignore[no-untyped-call]
-            ctx.stretch, wanted, 0, ctx.count, cotangent, us, h0, dts, *rest
+            ctx.stretch, wanted, ctx.stretch.copies, ctx.count, cotangent, us, h0, dts, *rest
         )
         return (None, *found)
 
@@ -206,7 +208,7 @@ def _plain_gradients(
         return vjp(states, *values)[1](cotangent)  # type: ignore[no-any-return]
 
     values = [tensor for tensor in (us, h0, dts) if tensor is not None]
-    if keep:
+    if keep and not stretch.copies:
         places = [place for place, present in zip((1, 0, 1), there, strict=True) if present]
         grouped = [_unfold(value, keep, place) for value, place in zip(values, places, strict=True)]
         none = [None] * len(parameters)
