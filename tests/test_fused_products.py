@@ -374,8 +374,8 @@ def test_products_of_groups(keep, widths, numbers, monkeypatch):
     monkeypatch.setattr(fused_cell, "_GROUPED", numbers)
     pre = normal(4, 6, 14, seed=1)[..., :9]
     seen = [normal(4, 6, width, seed=2 + width) for width in widths]
-    found = fused_cell.outer_by_group(pre, seen, keep)
-    for x, own in zip(seen, found, strict=True):
+    found = fused_cell.outer_by_group(pre, seen, keep, ones=1)
+    for x, own in zip([*seen, torch.ones(4, 6, 1, dtype=F64)], found, strict=True):
         groups = (y.unflatten(1, (keep, -1)) for y in (pre, x))
         torch.testing.assert_close(own, torch.einsum("tksi,tksj->kij", *groups), rtol=0.0, atol=1e-13)
         assert own.is_contiguous()

@@ -246,20 +246,21 @@ def begin_along(
 def outer(pre: Tensor, seen: Tensor, keep: int) -> Tensor:
     """The sum over steps and samples of pre seen^T: (rows, columns), or (keep, rows, columns)."""
     if keep:
-        return outer_by_group(pre, (seen,), keep)[0]
+        return outer_by_group(pre, (seen,), keep, ones=0)[0]
     # The transpose is faster where there are few columns, and as fast elsewhere.
     return (seen.flatten(0, 1).mT @ pre.flatten(0, 1)).mT
 
 
-def outer_by_group(pre: Tensor, seen: Sequence[Tensor], keep: int) -> list[Tensor]:
-    """:func:`outer` with each of ``seen`` for so many groups of samples, by one batched product."""
+def outer_by_group(pre: Tensor, seen: Sequence[Tensor], keep: int, ones: int) -> list[Tensor]:
+    """:func:`outer` with each of ``seen`` for so many groups of samples, and last with so many columns of
+    ``ones``, by one batched product."""
     steps, samples, rows = pre.shape
-    each, widths = samples // keep, [x.shape[-1] for x in seen]
+    each, widths = samples // keep, [*(x.shape[-1] for x in seen), ones]
     # Such a product is many times slower with few columns or odd numbers of them, and with factors that lie
     # far apart in memory: those of some groups are brought together, where they stay in the cache.
     columns = max(_COLUMNS, -(-sum(widths) // _MULTIPLE) * _MULTIPLE)
     size = keep if pre.is_cuda else max(1, min(keep, _GROUPED // max(1, steps * each * (rows + columns))))
-    left, right = pre.new_empty(size, steps, each, rows), pre.new_zeros(size, steps, each, columns)
+    left, right = pre.new_empty(size, steps, each, rows), pre.new_ones(size, steps, each, columns)
     found = [pre.new_empty(keep, rows, width) for width in widths]
     for first in range(0, keep, size):
         count = min(size, keep - first)
@@ -295,8 +296,7 @@ def weight_gradients(
     state and input; ``pre`` (step, sample, rows)."""
     seen = h.new_empty(*h.shape[:-1], 0) if us is None else us
     if keep:
-        one = h.new_ones(()).expand(*h.shape[:-1], 1)
-        *weights, bias = outer_by_group(pre, (h, seen, one), keep)
+        *weights, bias = outer_by_group(pre, (h, seen), keep, ones=1)
     else:
         weights = [outer(pre, h, 0), outer(pre, seen, 0)]
     found = dict(zip(("weight_hh", "weight_ih"), weights, strict=True))
