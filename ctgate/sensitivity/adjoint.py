@@ -1,7 +1,7 @@
 r"""The adjoint of a solution: how the loss depends on the state at every time, and what that makes of the
 parameters."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +15,9 @@ from ctgate.algorithms import Algorithm, Euler
 from ctgate.controls.times import as_float64
 from ctgate.options import choose_algorithm
 from ctgate.sensitivity.courses import Course, FlowCourse, MapCourse
+from ctgate.sensitivity.injections import explicit
 from ctgate.sensitivity.labels import attributes, label, parameter_coordinates, time_coordinate
-from ctgate.sensitivity.loss import Loss, final_state, quadrature, states_at
+from ctgate.sensitivity.loss import Loss
 from ctgate.sensitivity.propagators import check_solution
 from ctgate.solution import Solution, known_times
 
@@ -190,28 +191,5 @@ def adjoint(
         a = torch.where(unknown.unsqueeze(-1), torch.nan, a)
     else:
         a = course.at(ts)
-    return AdjointFlow(sol, loss, ts, a, value, readout_gradient(sol, loss), course)
-
-
-def readout_gradient(sol: Solution, loss: Loss) -> dict[str, Tensor]:
-    """The loss gradient by the readout's parameters that require grad, at the states as they are."""
-    if loss.readout is None:
-        return {}
-    out, total = sol.output_slice, dict[str, Tensor]()
-
-    def add(cost: Callable[[Tensor], Tensor], h: Tensor) -> None:
-        for name, part in loss.slope(cost, h, out).readout.items():
-            total[name] = total[name] + part if name in total else part
-
-    if loss.terminal is not None:
-        add(loss.terminal, final_state(sol))
-    if loss.at is not None:
-        for k, h in enumerate(states_at(sol, loss.times)):
-            cost_at = loss.at[1]
-            add(lambda y, k=k, cost=cost_at: cost(k, y), h)  # type: ignore[misc]
-    if loss.running is not None:
-        running = loss.running
-        for t, h, weight in quadrature(sol):
-            size = weight.to(h.dtype)
-            add(lambda y, t=t, size=size: size * running(t, y), h)  # type: ignore[misc]
-    return total
+    readout = {} if loss.readout is None else explicit(sol, loss)[1]
+    return AdjointFlow(sol, loss, ts, a, value, readout, course)

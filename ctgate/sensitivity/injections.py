@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ctgate.controls.times import rounding_of
 from ctgate.integrators.grid import time_resolution
-from ctgate.sensitivity.loss import Loss, checked, final_state, quadrature, states_at
+from ctgate.sensitivity.loss import Loss, Slope, checked, final_state, quadrature, states_at
 from ctgate.solution import Solution
 
 
@@ -28,22 +28,31 @@ def injections(sol: Solution, loss: Loss) -> Injections:
     Raises: RuntimeError where a running cost needs states that a solution with ``dense=False`` did not keep;
         ValueError for costs that do not fit.
     """
+    return explicit(sol, loss)[0]
+
+
+def explicit(sol: Solution, loss: Loss) -> tuple[Injections, dict[str, Tensor]]:
+    """:func:`injections`, and with the states held the gradient by the readout's parameters that require
+    grad."""
     assert sol.prob is not None
     stop = sol.prob.sample_spans()[1].detach() if sol.prob.per_sample else None
     times: list[Tensor] = []
     slopes: list[Tensor] = []
+    readout: dict[str, Tensor] = {}
 
-    def add(t: Tensor, slope: Tensor) -> None:
+    def add(t: Tensor, slope: Slope) -> None:
         times.append(t.detach())
-        slopes.append(slope)
+        slopes.append(slope.state)
+        for name, part in slope.readout.items():
+            readout[name] = readout[name] + part if name in readout else part
 
     if loss.terminal is not None:
         end = sol.ts.new_tensor(sol.prob.span[1]) if stop is None else stop
-        add(end, loss.terminal_slope(final_state(sol).detach(), sol.output_slice).state)
+        add(end, loss.terminal_slope(final_state(sol).detach(), sol.output_slice))
     if loss.at is not None:
         where = loss.times.to(sol.ts.device)
         for k, (t, h) in enumerate(zip(where, states_at(sol, where), strict=True)):
-            add(t, loss.slope_at(k, h.detach(), sol.output_slice).state)
+            add(t, loss.slope_at(k, h.detach(), sol.output_slice))
     if loss.running is not None:
         running = loss.running
         for t, h, weight in quadrature(sol):
@@ -52,12 +61,13 @@ def injections(sol: Solution, loss: Loss) -> Injections:
             def share(seen: Tensor, t: Tensor = t, h: Tensor = h, scale: Tensor = scale) -> Tensor:
                 return scale * checked("running", running(t, seen), h, scale)
 
-            add(t.squeeze(-1) if t.ndim else t, loss.slope(share, h.detach(), sol.output_slice).state)
+            add(t.squeeze(-1) if t.ndim else t, loss.slope(share, h.detach(), sol.output_slice))
     batch = sol.hs.shape[1:-1]
     if not times:  # A running cost where no sample takes a step.
-        return Injections(sol.ts.new_empty(0), sol.hs.new_empty(0, *sol.hs.shape[1:]))
+        return Injections(sol.ts.new_empty(0), sol.hs.new_empty(0, *sol.hs.shape[1:])), readout
     own = any(t.ndim for t in times)
-    return Injections(torch.stack([t.expand(batch) if own else t for t in times]), torch.stack(slopes))
+    found = Injections(torch.stack([t.expand(batch) if own else t for t in times]), torch.stack(slopes))
+    return found, readout
 
 
 def at_nodes(sol: Solution, nodes: Tensor, given: Injections) -> Tensor:

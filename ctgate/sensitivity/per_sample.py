@@ -11,8 +11,7 @@ from torch.func import functional_call, vmap
 
 from ctgate.algorithms import Algorithm, Euler, ScipyAlgorithm
 from ctgate.problem import ODEProblem, remake
-from ctgate.sensitivity.adjoint import readout_gradient
-from ctgate.sensitivity.injections import at_nodes, injections
+from ctgate.sensitivity.injections import at_nodes, explicit
 from ctgate.sensitivity.loss import Loss
 from ctgate.sensitivity.propagators import nodes_of
 from ctgate.sensitivity.reverse_map import in_one_piece, pull_back
@@ -166,18 +165,20 @@ def _by_copies(sol: Solution, loss: Loss, copies: Rows) -> tuple[Rows, Rows]:
 
 def _by_nodes(sol: Solution, loss: Loss, copies: Rows) -> tuple[Rows, Rows]:
     with torch.no_grad():
-        direct, seen = _slopes(sol, loss), readout_gradient(sol, loss)
+        direct, seen = _slopes(sol, loss)
     rows = _reached(sol.hs, list(copies.values()), direct)
     return dict(zip(copies, rows, strict=True)), seen
 
 
 def _by_reverse_loop(sol: Solution, loss: Loss, names: list[str]) -> tuple[Rows, Rows]:
-    rows = pull_back(sol, _slopes(sol, loss), by_sample=True).parameters
-    return {name: rows[name] for name in names}, readout_gradient(sol, loss)
+    direct, seen = _slopes(sol, loss)
+    rows = pull_back(sol, direct, by_sample=True).parameters
+    return {name: rows[name] for name in names}, seen
 
 
-def _slopes(sol: Solution, loss: Loss) -> Tensor:
-    return at_nodes(sol, nodes_of(sol), injections(sol, loss))
+def _slopes(sol: Solution, loss: Loss) -> tuple[Tensor, Rows]:
+    given, seen = explicit(sol, loss)
+    return at_nodes(sol, nodes_of(sol), given), seen
 
 
 def _reached(value: Tensor, leaves: list[Tensor], slope: Tensor | None = None) -> Sequence[Tensor]:
