@@ -118,7 +118,13 @@ def check_clock(alg: Algorithm, prob: ODEProblem) -> bool:
             raise ValueError(
                 f"alg is {alg} and samples have times of their own; per_sample must be True or None"
             )
-        return prob.per_sample or bool(alg.per_sample)
+        alone = prob.per_sample or bool(alg.per_sample)
+        if alone and alg.norm == "rms":
+            raise ValueError(
+                f"alg is {alg} and every sample takes steps of its own; norm must be 'max', since "
+                "none has others to be averaged with"
+            )
+        return alone
     if prob.per_sample and alg.adaptive:
         raise ValueError(
             f"alg is {alg} and samples have times of their own; it integrates one batch on one clock: use "

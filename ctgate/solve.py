@@ -106,7 +106,8 @@ def solve(
         None returns every step of a fixed-step method and every accepted step of an adaptive one, the start
         included.
     rtol, atol: error per step (RMS over units) of the worst sample, or of each where samples take steps of
-        their own, for adaptive methods. Default 1e-6, 1e-8 in float64 and 1e-4, 1e-6 in float32.
+        their own, for adaptive methods; ``alg`` has the mean over samples as an option. Default 1e-6, 1e-8 in
+        float64 and 1e-4, 1e-6 in float32.
     sensealg: how the result is differentiated, default :class:`ctgate.DiscreteAdjoint`.
     callback: called as ``callback(t, h)``, h a copy, after each accepted step; a true value ends the solve.
         Where samples take steps of their own, t is a tensor ``(*batch)`` and the call comes when any of them

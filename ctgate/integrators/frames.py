@@ -73,8 +73,8 @@ class SharedFrame(Frame):
     """One lane: all samples take the same steps.
 
     ``taken`` are the accepted steps, ``outputs`` what ``keep`` wants of them while they are not tracked, and
-    ``nodes`` the states after them while they are, with ``remember``;
-    ``observe(start, stop, h)`` sees each and may raise Halt.
+    ``nodes`` the states after them while they are, with ``remember``; ``norm``, over samples, is "max" or
+    "rms"; ``observe(start, stop, h)`` sees each and may raise Halt.
     """
 
     def __init__(
@@ -84,6 +84,7 @@ class SharedFrame(Frame):
         keep: Keep,
         observe: Callable[[float, float, Tensor], None],
         remember: bool = False,
+        norm: str = "max",
     ) -> None:
         self.cuts = cuts
         self.jumps = jumps
@@ -91,6 +92,7 @@ class SharedFrame(Frame):
         self.outputs: list[Output] = []
         self.nodes: list[Tensor] = []
         self._remember = remember
+        self._norm = norm
         self._segment = -1
         self._input: Input
         self._keep = keep
@@ -108,8 +110,9 @@ class SharedFrame(Frame):
         return Step(begin, end, end - begin, self._input)
 
     def norms(self, ratio: Tensor) -> float:
-        """The worst sample."""
-        return ratio.detach().max().item()
+        """The worst sample, or the root mean square over samples."""
+        ratio = ratio.detach()
+        return (ratio.max() if self._norm == "max" else ratio.square().mean().sqrt()).item()
 
     def choose(self, lanes: bool, new: Tensor, old: Tensor) -> Tensor:
         """All or nothing."""

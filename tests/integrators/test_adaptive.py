@@ -17,6 +17,7 @@ from ctgate.integrators.samples import SampleGrid
 from ctgate.kernels.switch import fast_paths
 from ctgate.retcode import Halt, ReturnCode
 from tests.saved_tensors import watched
+from tests.typechecker import unchecked
 
 STEADY = 0.9**5  # the ratio at which a fifth-order method keeps its size
 TOLERANCE = 1.0  # with atol 1 and rtol 0 an error is its own ratio to the tolerance
@@ -282,3 +283,27 @@ def test_a_step_below_the_resolution_of_time_is_refused_by_name(name):
     prob = ct.ODEProblem(ct.Field(lambda t, h, u: -h), torch.ones(1, 1).double(), (0.0, 1.0))
     with pytest.raises(ValueError, match=rf"{name} is below what float64 can tell apart at these times"):
         ct.solve(prob, ct.Dopri5(**{name: 1e-17}))
+
+
+def test_a_mean_over_samples_hides_one_in_many():
+    """One sample of 16 moves. Its error counts whole with "max", a quarter of it with "rms": at the same
+    tolerance the steps of "rms" are those of "max" at four times the tolerance."""
+
+    def states(alg: ct.Dopri5, tolerance: float) -> ct.Solution:
+        h0 = torch.zeros(16, 1, dtype=torch.float64)
+        h0[3] = 1.0
+        prob = ct.ODEProblem(ct.Field(lambda t, h, u: -h * (1.0 + h.square())), h0, (0.0, 8.0))
+        return ct.solve(prob, alg, rtol=1e-12, atol=tolerance)
+
+    mean, worst = states(ct.Dopri5(norm="rms"), 1e-6), states(ct.Dopri5(), 4e-6)
+    # The first step is chosen by norms of states and slopes, in which the tolerance is no plain factor.
+    assert mean.stats.accepted < states(ct.Dopri5(), 1e-6).stats.accepted
+    assert abs(mean.stats.accepted - worst.stats.accepted) <= 1
+
+
+def test_a_mean_over_samples_needs_a_common_clock():
+    prob = ct.ODEProblem(ct.Field(lambda t, h, u: -h), torch.ones(2, 1), (0.0, 1.0))
+    with pytest.raises(ValueError, match=r"every sample takes steps of its own; norm must be 'max'"):
+        ct.solve(prob, ct.Dopri5(per_sample=True, norm="rms"))
+    with pytest.raises(ValueError, match=r"norm is 'mean'; it must be 'max' or 'rms'"):
+        unchecked(ct.Dopri5)(norm="mean")

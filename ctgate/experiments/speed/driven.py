@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import cached_property
+from typing import Literal
 
 import torch
 import torchdiffeq
@@ -25,7 +26,8 @@ class Driven:
     each unit of time. The absolute tolerance is the relative one everywhere: states are of order one and
     pass through zero.
 
-    Parameters: ``hidden``, ``batch``; ``span`` [tau], whole; ``knots``; ``device``; ``dtype``.
+    Parameters: ``hidden``, ``batch``; ``span`` [tau], whole; ``knots``; ``device``; ``dtype``; ``norm`` of
+    our method, by default that of the others.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class Driven:
         knots: bool = False,
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
+        norm: Literal["max", "rms"] = "rms",
     ) -> None:
         generator = torch.Generator().manual_seed(0)
 
@@ -45,7 +48,7 @@ class Driven:
             values = draw(*size, generator=generator, dtype=torch.float64)
             return values.to(device, torch.float32)
 
-        self.span = float(span)
+        self.span, self.alg = float(span), ct.Dopri5(norm=norm)
         self.knots = knots
         self.field = ct.GRU(CHANNELS, hidden, generator=generator, dtype=torch.float32).to(device, dtype)
         self.speed = 0.2 + 2.8 * drawn(torch.rand, CHANNELS).double()
@@ -80,7 +83,7 @@ class Driven:
     def solve(self, rtol: float) -> ct.Solution:
         """Our solution at the end, by Dopri5."""
         return ct.solve(
-            self.problem(), ct.Dopri5(), saveat=[self.span], rtol=rtol, atol=rtol, dense=False, throw=True
+            self.problem(), self.alg, saveat=[self.span], rtol=rtol, atol=rtol, dense=False, throw=True
         )
 
     @torch.no_grad()
