@@ -78,12 +78,12 @@ def inputs_at(steps: Sequence[Step], nodes: Sequence[float], batch: torch.Size) 
         return None
     if all(step.u.held for step in steps if not isinstance(step.u, NoInput)):
         nodes = nodes[:1]
-    values: list[Tensor] = []
-    for step in steps:
-        # Stages may share a time.
-        seen = {c: step.u(step.start + c * step.dt) for c in dict.fromkeys(nodes)}
-        values.extend(u for c in nodes if (u := seen[c]) is not None)
+    # Stages may share a time.
+    times = list(dict.fromkeys(nodes))
+    values = [u for step in steps for c in times if (u := step.u(step.start + c * step.dt)) is not None]
     rows = torch.stack(values)
     shape = rows.shape[1:]
-    full = rows.reshape(len(rows), *(1,) * (len(batch) + 1 - len(shape)), *shape)
-    return full.expand(-1, *batch, -1).reshape(len(steps), len(nodes), batch.numel(), shape[-1])
+    if len(shape) <= len(batch):
+        rows = rows.reshape(len(rows), *(1,) * (len(batch) + 1 - len(shape)), *shape)
+    full = rows.expand(-1, *batch, -1).reshape(len(steps), len(times), batch.numel(), shape[-1])
+    return full if len(times) == len(nodes) else full[:, [times.index(c) for c in nodes]]

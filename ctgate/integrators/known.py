@@ -232,7 +232,10 @@ def pull_back(
             continue
         found, inputs = reverse.gradients(wants_input)
         for name, gradient in found.items():
-            total[name] = total[name] + gradient if name in total else gradient
+            if name in total:
+                total[name] += gradient
+            else:
+                total[name] = gradient.clone()
         if inputs is not None and us is not None:
             opened = inputs.view(tableau.stages, steps, len(h0), -1).transpose(0, 1)
             rows.append(opened.sum(1, keepdim=True) if us.shape[1] == 1 else opened)
