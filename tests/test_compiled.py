@@ -117,6 +117,7 @@ KINDS = {
     "multi": (ct.MultiGate, "gated"),
     "gru after": (ct.GRU, "gru"),
     "gru before": (partial(ct.GRU, reset="before"), "gru_before"),
+    "lstm": (ct.LSTM, "lstm"),
     "ltc": (ct.LTC, "liquid"),
 }
 
@@ -221,7 +222,7 @@ cases = st.fixed_dictionaries(
 STEPS = [1.0, 0.5, 0.3]
 
 
-@settings(max_examples=10, deadline=None, derandomize=True)
+@settings(max_examples=20, deadline=None, derandomize=True)
 @given(case=cases, dt=st.sampled_from(STEPS), dtype=st.sampled_from(list(TOLERANCES)))
 def test_steps_are_those_without_loops_and_those_of_autograd(kind, case, dt, dtype):
     # The cotangent of log tau is one sum of all, much of which cancels.
@@ -236,10 +237,9 @@ def test_steps_are_those_without_loops_and_those_of_autograd(kind, case, dt, dty
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
-@pytest.mark.parametrize("channels", [0, 3])
-def test_stages_are_those_without_loops(kind, channels, dtype, spied):
+def test_stages_are_those_without_loops(kind, dtype, spied):
     """Steps of the same sizes."""
-    prob, wanted = setting(kind, channels, hidden=17, samples=3, dtype=dtype, tau=0.7)
+    prob, wanted = setting(kind, hidden=17, samples=3, knots=4, dtype=dtype, tau=0.7)
     alg = ct.RK4(0.4)
     _, own = results(prob, wanted, alg)
     forward, backward = spied()
@@ -268,9 +268,9 @@ def test_steps_that_choose_their_sizes(kind, spied):
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
-@pytest.mark.parametrize("name", ["h0", "xs", "weight_hh", "weight_ih"])
+@pytest.mark.parametrize("name", ["h0", "xs", "weight_hh"])
 def test_nan_stays_nan(kind, name, dtype):
-    """Where the steps without loops have it, and nowhere else; infinities as well."""
+    """Where the steps without loops have it, and nowhere else, and infinity too."""
     for bad in (float("nan"), float("inf")):
         prob, wanted = setting(kind, hidden=17, dtype=dtype)
         with torch.no_grad():
@@ -284,10 +284,9 @@ def test_nan_stays_nan(kind, name, dtype):
                 sizes = [0.5] * len(us)
                 states, parts = run(cell, us, h0, sizes, EULER)
                 a, *_ = run_back(cell, us, states, parts, sizes, EULER, torch.ones_like(states))
-                found.append([*states, *a])
-        assert bad == bad or not all(x.isfinite().all() for x in found[0])
-        for own, plain in zip(*found, strict=True):
-            torch.testing.assert_close(own, plain, rtol=1e-4, atol=1e-4, equal_nan=True)
+                found.append(torch.cat([states, a]))
+        assert bad == bad or not found[0].isfinite().all()
+        torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4, equal_nan=True)
 
 
 # --- what is taken ----------------------------------------------------------------------------------------
