@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 
 import ctgate as ct
-from ctgate.kernels.fused import EULER, EXPONENTIAL, SLOPE, LSTMCell, Rule, run, run_back
+from ctgate.kernels import compiled
+from ctgate.kernels.fused import EULER, EXPONENTIAL, SLOPE, LSTMCell, Rule, run, run_back, walk
 from ctgate.kernels.fused.lstm import _decay_mean, _decay_moment
 
 RULES = {"slope": SLOPE, "euler": EULER, "exponential": EXPONENTIAL}
@@ -19,6 +20,20 @@ NODES, SHARES = (torch.from_numpy(x) for x in np.polynomial.legendre.leggauss(40
 @pytest.fixture(params=RULES.values(), ids=RULES.keys())
 def rule(request):
     return request.param
+
+
+@pytest.fixture(params=["compiled", "torch"])
+def loops(request, monkeypatch):
+    """Elementwise parts that are compiled, as calls show, or torch's."""
+    if request.param == "torch":
+        monkeypatch.setattr(walk, "kernels", lambda name: None)
+        yield
+        return
+    pytest.importorskip("numba", reason="the extra fast is not installed")
+    asked = []
+    monkeypatch.setattr(walk, "kernels", lambda name: asked.append(name) or compiled.kernels(name))
+    yield
+    assert set(asked) == {"lstm"}
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -183,8 +198,57 @@ def test_means_of_a_decay(x):
     assert _decay_moment(value).item() == pytest.approx(float(moment), rel=2e-15)
 
 
+@pytest.mark.parametrize("rule", [EULER, SLOPE], ids=["euler", "slope"])
+@pytest.mark.parametrize(("hidden", "samples"), [(1, 1), (5, 3), (17, 2), (64, 1)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-5)])
+def test_steps_that_all_samples_share(loops, rule, hidden, samples, dtype, tolerance):
+    """Sizes that are numbers, tau among them, in both dtypes against autograd in double precision. Errors are
+    relative to the largest number."""
+    field = make(hidden=hidden, tau=0.8, learn_tau=True).to(dtype)
+    names = [name for name, _ in field.named_parameters()]
+    us, state, sizes = (
+        draw(6, samples, 3, seed=4).to(dtype),
+        draw(samples, 2 * hidden).to(dtype),
+        [0.8, 0.1, 0.25, 0.8, 1.1, 2.0],
+    )
+    weights = draw(7, samples, 2 * hidden, seed=5).to(dtype)
+    with torch.no_grad():
+        cell = field.fuse(dict(field.named_parameters()))
+        states, parts = run(cell, us, state, sizes, rule)
+        a, found, to_input = run_back(cell, us, states, parts, sizes, rule, weights, wants_input=True)
+    exact, start, inputs = (
+        field.double(),
+        state.double().requires_grad_(),
+        us.double().requires_grad_(),
+    )
+    dts = torch.tensor(sizes, dtype=torch.float64).unsqueeze(-1).expand(6, samples)
+    expected = steps(exact, inputs, start, dts, rule)
+    gradients = torch.autograd.grad((expected * weights).sum(), [start, inputs, *exact.parameters()])
+    own = [states, a[0], to_input, *(found[name] for name in names)]
+    for name, one, other in zip(["states", "start", "us", *names], own, [expected, *gradients], strict=True):
+        assert one.dtype == dtype
+        error = (one - other).abs().max() / other.abs().max()
+        assert error <= tolerance, f"{name}: {error:.1e}"
+
+
+@pytest.mark.parametrize("part", ["cell", "hidden"])
+def test_what_is_no_number_stays_with_its_sample(loops, part):
+    """In its states, in what their cotangents meet, and in the gradients of weights; elsewhere nothing."""
+    field, state = make(hidden=17), draw(3, 34)
+    state[1, 3 if part == "cell" else 20] = float("nan")
+    us, sizes = draw(4, 3, 3, seed=4), [0.5] * 4
+    with torch.no_grad():
+        cell = field.fuse(dict(field.named_parameters()))
+        states, parts = run(cell, us, state, sizes, EULER)
+        a, found, _ = run_back(cell, us, states, parts, sizes, EULER, torch.ones_like(states))
+    assert states[2:, 1].isnan().all()
+    assert a[0, 1].isnan().any()
+    assert all(x[:, [0, 2]].isfinite().all() for x in (states, a))
+    assert found["weight_hh"].isnan().all()
+
+
 @pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-12), (torch.float32, 2e-5)])
-def test_the_discrete_cell_and_its_gradients_are_those_of_torch(dtype, rtol):
+def test_the_discrete_cell_and_its_gradients_are_those_of_torch(loops, dtype, rtol):
     """Outputs, the last cell state, and gradients from both."""
     module = torch.nn.LSTM(3, 8, dtype=dtype)
     field = ct.LSTM.from_torch(module)

@@ -160,6 +160,26 @@ class FusedCell(abc.ABC):
         own sum, as the first dimension.
         """
 
+    def sums(
+        self,
+        parts: Parts,
+        a: Tensor,
+        pre: Tensor,
+        h: Tensor,
+        us: Tensor | None,
+        scale: Scale,
+        rule: Rule,
+        keep: int,
+        wants_input: bool,
+    ) -> tuple[Gradients, Tensor | None]:
+        """As :meth:`gradients`, but what :meth:`named` takes, and cheaper where sums of many pieces are added
+        up: by names of the cell's own."""
+        return self.gradients(parts, a, pre, h, us, scale, rule, keep, wants_input)
+
+    def named(self, sums: Gradients) -> Gradients:
+        """The cotangents of parameters from the :meth:`sums` of all pieces."""
+        return sums
+
     @abc.abstractmethod
     def sources(
         self,
@@ -264,7 +284,7 @@ def outer_by_group(pre: Tensor, seen: Sequence[Tensor], keep: int, ones: int) ->
     found = [pre.new_empty(keep, rows, width) for width in widths]
     for first in range(0, keep, size):
         count = min(size, keep - first)
-        for room, x in zip((left, *parted(right, widths)), (pre, *seen), strict=True):
+        for room, x in zip((left, *parted(right, widths[:-1])), (pre, *seen), strict=True):
             part = x[:, first * each : (first + count) * each]
             room[:count] = part.view(steps, count, each, x.shape[-1]).movedim(1, 0)
         pair = left[:count].flatten(1, 2), right[:count].flatten(1, 2)

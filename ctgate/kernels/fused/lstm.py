@@ -38,13 +38,18 @@ class LSTMCell(FusedCell):
     g's value, mean and reciprocal deviation; its pre-activation stays among the four.
     """
 
+    kernels = "lstm"
+
     def __init__(self, parameters: Mapping[str, Tensor], tau: Tensor, eps: float | None) -> None:
         super().__init__(parameters, tau, eps)
         self.state = 2 * self.hidden
         self.norm = (
             None if eps is None else Norm(parameters["layernorm.weight"], parameters["layernorm.bias"], eps)
         )
+        if self.norm is not None:
+            self.kernels = ""
         self.own = _turned(parameters["weight_hh"])
+        self.into, self.shown = slice(4 * self.hidden), slice(self.hidden, 2 * self.hidden)
         self.external = _turned(parameters["weight_ih"])
         bias_ih, bias_hh = parameters.get("bias_ih"), parameters.get("bias_hh")
         self.bias = None if bias_ih is None or bias_hh is None else _turned(bias_ih + bias_hh)
@@ -191,13 +196,26 @@ class LSTMCell(FusedCell):
         keep: int,
         wants_input: bool,
     ) -> tuple[Gradients, Tensor | None]:
+        """In torch's order."""
+        sums, inputs = self.sums(parts, a, pre, h, us, scale, rule, keep, wants_input)
+        return self.named(sums), inputs
+
+    def sums(
+        self,
+        parts: Parts,
+        a: Tensor,
+        pre: Tensor,
+        h: Tensor,
+        us: Tensor | None,
+        scale: Scale,
+        rule: Rule,
+        keep: int,
+        wants_input: bool,
+    ) -> tuple[Gradients, Tensor | None]:
         """One product for weights and biases together: all rows meet the same hidden state, input and 1."""
         size, rows = self.hidden, pre[..., : 4 * self.hidden]
         seen = [h[..., size:], h.new_ones(*h.shape[:-1], 1), *([] if us is None else [us])]
-        both = _turned_back(outer(rows, torch.cat(seen, -1), keep))
-        found = {"weight_hh": both[..., :size].contiguous(), "weight_ih": both[..., size + 1 :].contiguous()}
-        if self.bias is not None:
-            found |= {name: both[..., size].contiguous() for name in ("bias_ih", "bias_hh")}
+        found = {"rows": outer(rows, torch.cat(seen, -1), keep)}
         if self.norm is not None:
             found |= self.norm.gradients(pre[..., 4 * size :], self._candidate(parts), keep)
         log_tau = self.parameters.get("log_tau")
@@ -205,6 +223,15 @@ class LSTMCell(FusedCell):
             along = a * self.stretch(parts, h, scale, rule)
             found["log_tau"] = -total_like(along[..., :size] + along[..., size:], log_tau, keep)
         return found, rows @ self.external if wants_input else None
+
+    def named(self, sums: Gradients) -> Gradients:
+        """Weights and biases apart, torch's rows."""
+        found, size = dict(sums), self.hidden
+        rows = _turned_back(found.pop("rows"))
+        found |= {"weight_hh": rows[..., :size].contiguous(), "weight_ih": rows[..., size + 1 :].contiguous()}
+        if self.bias is not None:
+            found |= {name: rows[..., size].contiguous() for name in ("bias_ih", "bias_hh")}
+        return found
 
     def sources(
         self,

@@ -116,7 +116,7 @@ class _Reverse(torch.autograd.Function):
         parameters, (hs, *parts) = rest[:count], rest[count:]
         cell, sizes = stretch.cell(parameters), stretch.sizes(dts)
         a, found, inputs = run_back(
-            cell, us, hs, tuple(parts), sizes, stretch.rule, cotangent, keep, wanted[0]
+            cell, us, hs, tuple(parts), sizes, stretch.rule, cotangent, keep, wanted[0], dts is not None
         )
         slopes = None
         if dts is not None and wanted[2]:

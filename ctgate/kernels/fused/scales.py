@@ -1,5 +1,6 @@
 """Sizes of steps in units of tau."""
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -33,3 +34,9 @@ class Scales:
     def part(self, which: slice) -> Scale:
         """Those of a few steps at once."""
         return self.together[which] if isinstance(self.together, Tensor) else self.together
+
+    def piece(self, which: slice) -> "Scales":
+        """Those of a few steps."""
+        piece = copy.copy(self)
+        piece.each, piece.together = self.each[which], self.part(which)
+        return piece
