@@ -127,10 +127,11 @@ def kind(request):
     return request.param[0]
 
 
-class Spy:
+class Spy(ModuleType):
     """A module of loops that counts its calls."""
 
     def __init__(self, module: ModuleType) -> None:
+        super().__init__(module.__name__)
         self.module, self.calls = module, {"forward": 0, "backward": 0}
 
     def forward(self, *arguments) -> None:
