@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ctgate.algorithms import Algorithm, Euler, FixedStepAlgorithm
+from ctgate.controls import ZeroOrderHold
 from ctgate.fields import LSTM, Stack, VectorField
 from ctgate.fields.interop import NAMES, TorchCell
 from ctgate.integrators.grid import FixedSteps, intervals, time_resolution
@@ -83,8 +84,11 @@ def from_library(prob: ODEProblem, alg: FixedStepAlgorithm) -> tuple[Tensor, Ten
     steps = FixedSteps(intervals(control, *prob.span), alg.dt, time_resolution(control))
     if any(size != alg.dt for size in steps.sizes()):
         return None
-    starts = torch.tensor([start for start, _ in steps.ends()], dtype=torch.float64, device=h0.device)
-    us, batch = control(starts, "right"), h0.shape[:-1]
+    starts, batch = [start for start, _ in steps.ends()], h0.shape[:-1]
+    # The rows of a sequence themselves, where they are what is held: a copy costs a quarter of a short solve.
+    us = control.held_from(starts) if starts and isinstance(control, ZeroOrderHold) else None
+    if us is None:
+        us = control(torch.tensor(starts, dtype=torch.float64, device=h0.device), "right")
     us = us.reshape(len(us), *(1,) * (len(batch) + 2 - us.ndim), *us.shape[1:])
     us = us.expand(len(us), *batch, us.shape[-1]).reshape(len(us), -1, us.shape[-1])
     # Per layer h, or c before h, as the field has them.
