@@ -40,6 +40,7 @@ FLOORS = (
         "hidden",
         "storage",
         "ensembles",
+        "stacked_field",
         "stacking",
     },
     {"convergence", "tasks", "training", "sensitivity"},
