@@ -44,8 +44,8 @@ def backwards(
     rule: Rule,
     at_once: int,
 ) -> "Backwards":
-    """Pulls the cotangent ``a[k]`` back through step k, from ``h[k]``; the factors of so many steps up to k are
-    made ``at_once``."""
+    """Pulls the cotangent ``a[k]`` back through step k, from ``h[k]``; the factors of so many steps up to k
+    are made ``at_once``."""
     module = _compiled(cell, scales, rule, (*parts, h, a, pre, out))
     if module is not None:
         return _Compiled(module, cell, parts, h, a, pre, out, scales, rule)
@@ -59,6 +59,7 @@ class Backwards(abc.ABC):
     def __call__(self, k: int, j: int) -> None:
         """One step back."""
 
+    @abc.abstractmethod
     def begin(self) -> None:
         """What follows is for other evaluations, in the same place."""
 
@@ -156,6 +157,9 @@ class _Compiled(Backwards):
         numbers = _numbers(scales, h)
         self._hidden, self._keep = cell.hidden, numbers.dtype.type(rule.keep)
         self._arrays = (numbers, *map(_array, (h, a, pre, out, *parts, *cell.fixed)))
+
+    def begin(self) -> None:
+        """Nothing is kept from one step to the next."""
 
     def __call__(self, k: int, j: int) -> None:
         for kernel, rows, along, weight in self._before:
