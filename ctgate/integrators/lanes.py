@@ -110,7 +110,7 @@ class ManyLanes(Lanes):
 
     where, minimum, maximum = staticmethod(np.where), staticmethod(np.minimum), staticmethod(np.maximum)
     logical_not, isfinite = staticmethod(np.logical_not), staticmethod(np.isfinite)
-    count_nonzero = staticmethod(np.count_nonzero)
+    count_nonzero = staticmethod(lambda which: int(np.count_nonzero(which)))
 
     def __init__(self, edges: Floats) -> None:
         self._edges = edges
