@@ -1,3 +1,6 @@
 """What a given network does: Lyapunov spectra, fixed and slow points, spectra of its Jacobian."""
 
-__all__: list[str] = []
+from ctgate.dynamics.modes import eigenvalues, slow_mode_fraction
+from ctgate.dynamics.spectrum import jacobian_spectrum
+
+__all__ = ["eigenvalues", "jacobian_spectrum", "slow_mode_fraction"]
