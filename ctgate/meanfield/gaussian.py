@@ -97,8 +97,8 @@ def hermite_coefficients(f: Function, variance: float, mean: float = 0.0, order:
     .. math:: a_n = \frac{1}{\sqrt{n!}} E\,f(m + \sqrt v\,x)\,\mathrm{He}_n(x), \qquad
               E f(x) g(y) = \sum_n a_n b_n \Bigl(\frac cv\Bigr)^n .
 
-    Returns: (order + 1,). What is left out is at most :math:`E f^2 - \sum a_n^2`, and falls like
-    :math:`e^{-\sqrt{2n}\,d}` where :math:`d = \pi/(2\sqrt v)` is how far the poles of tanh lie from the real
+    Returns: (order + 1,). What is left out is at most :math:`E f^2 - \sum a_n^2`, and :math:`a_n` falls like
+    :math:`e^{-\sqrt n\,d}` where :math:`d = \pi/(2\sqrt v)` is how far the poles of tanh lie from the real
     axis.
 
     Raises: ValueError for a negative variance or order.
