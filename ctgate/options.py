@@ -119,7 +119,7 @@ def check_clock(alg: Algorithm, prob: ODEProblem) -> bool:
                 f"alg is {alg} and samples have times of their own; per_sample must be True or None"
             )
         alone = prob.per_sample or bool(alg.per_sample)
-        if alone and alg.norm == "rms":
+        if alone and alg.norm != "max":
             raise ValueError(
                 f"alg is {alg} and every sample takes steps of its own; norm must be 'max', since "
                 "none has others to be averaged with"

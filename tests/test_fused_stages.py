@@ -1,5 +1,6 @@
 """Explicit Runge-Kutta steps on a fused cell, against loops written here over the same accepted steps."""
 
+import math
 from functools import partial
 from itertools import pairwise
 
@@ -11,6 +12,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import ctgate as ct
 from ctgate.integrators import known
+from ctgate.integrators.fused_stages import Measures
 from ctgate.integrators.runge_kutta import HEUN, MIDPOINT, RK4, TSIT5
 from ctgate.kernels.switch import fast_paths, plain_paths
 from tests.saved_tensors import watched
@@ -323,3 +325,28 @@ def test_an_update_before_backward_is_noticed():
         RuntimeError, match=r"weight_hh was changed since the solve; backward\(\) takes the steps"
     ):
         sol.hs.sum().backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("state", [1, 5, 16, 33])
+@pytest.mark.parametrize("own", [False, True])
+def test_a_compiled_error_has_the_size_of_the_plain_one(dtype, state, own):
+    module = pytest.importorskip("ctgate.kernels.compiled.errors")
+    generator = torch.Generator().manual_seed(state)
+    rows = torch.randn(4, 3, state, generator=generator, dtype=dtype)
+    following = torch.randn(3, state, generator=generator, dtype=dtype)
+    weights, rtol, atol = (0.3, 0.0, -1.7), 1e-3, 1e-2
+    dt = torch.tensor([0.1, 2.0, 0.5], dtype=dtype) if own else 0.25
+    measures = Measures(module, rows, weights)
+    measures.resize(dt)
+    sizes = dt if own else torch.full((3,), dt, dtype=dtype)
+    error = sizes[:, None] * sum(w * row for w, row in zip(weights, rows[1:], strict=True))
+    scale = atol + rtol * torch.maximum(rows[0].abs(), following.abs())
+    expected = (error / scale).square().mean(-1).sqrt()
+    found = measures(following, torch.Size([3]), rtol, atol)
+    # Sums of at most 33 squares, and of three terms that may cancel.
+    torch.testing.assert_close(found, expected, rtol=64 * torch.finfo(dtype).eps, atol=0.0)
+    for spoilt in (math.nan, math.inf, -math.inf):
+        following[1, state // 2] = spoilt
+        found = measures(following, torch.Size([3]), rtol, atol)
+        assert torch.isnan(found).tolist() == [False, True, False]

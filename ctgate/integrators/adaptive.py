@@ -17,7 +17,7 @@ from ctgate.integrators.dynamics import Dynamics
 from ctgate.integrators.frames import Frame, Move
 from ctgate.integrators.grid import Step
 from ctgate.integrators.lanes import Lanes, Number
-from ctgate.integrators.method import Method
+from ctgate.integrators.method import Attempt, Method
 from ctgate.integrators.samples import Booleans, Floats
 from ctgate.retcode import ReturnCode
 
@@ -103,6 +103,7 @@ class AdaptiveLoop:
         self._max_steps = max_steps
         self._lanes = frame.lanes()
         self._coarseness = torch.finfo(dynamics.prob.h0.dtype).eps / FLOAT64_EPS
+        self._scale = 1.0 if alg.norm == "max" else alg.mean_scale
         self.rejected = 0
 
     @property
@@ -125,9 +126,8 @@ class AdaptiveLoop:
             slope = self._slope(step, h, slope)
             with self._graph_as_needed():
                 attempt = self._method(self._dynamics, step, h, slope, True)
-            assert attempt.error is not None
             following = self._value(attempt.h)
-            ratio = frame.norms(error_ratio(attempt.error.detach(), h, following, *self._tolerances))
+            ratio = self._scale * frame.norms(self._ratio(attempt, h, following))
             lanes.tried = lanes.tried + lanes.alive
             accepted = lanes.alive & (ratio <= 1.0)
             self.rejected += lanes.count_nonzero(lanes.alive & lanes.logical_not(accepted))
@@ -139,6 +139,13 @@ class AdaptiveLoop:
                 before, h = h, frame.choose(accepted, following, h)
                 self._advance(stop, accepted, lands, attempt.slope is not None)
                 frame.accept(accepted, move, step, before, h)
+
+    def _ratio(self, attempt: Attempt, h: Tensor, following: Tensor) -> Tensor:
+        """:func:`error_ratio` of an attempt."""
+        if attempt.size is not None:
+            return attempt.size(*self._tolerances)
+        assert attempt.error is not None
+        return error_ratio(attempt.error.detach(), h, following, *self._tolerances)
 
     def _graph_as_needed(self) -> torch.set_grad_enabled:
         """Autograd watches until the first result that wants a gradient."""

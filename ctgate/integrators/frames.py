@@ -73,8 +73,9 @@ class SharedFrame(Frame):
     """One lane: all samples take the same steps.
 
     ``taken`` are the accepted steps, ``outputs`` what ``keep`` wants of them while they are not tracked, and
-    ``nodes`` the states after them while they are, with ``remember``; ``norm``, over samples, is "max" or
-    "rms"; ``observe(start, stop, h)`` sees each and may raise Halt.
+    ``nodes`` the states after them while they are, with ``remember``; an error is that of the worst sample,
+    or with ``mean`` the root mean square over samples; ``observe(start, stop, h)`` sees each step and may
+    raise Halt.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class SharedFrame(Frame):
         keep: Keep,
         observe: Callable[[float, float, Tensor], None],
         remember: bool = False,
-        norm: str = "max",
+        mean: bool = False,
     ) -> None:
         self.cuts = cuts
         self.jumps = jumps
@@ -92,7 +93,7 @@ class SharedFrame(Frame):
         self.outputs: list[Output] = []
         self.nodes: list[Tensor] = []
         self._remember = remember
-        self._norm = norm
+        self._mean = mean
         self._segment = -1
         self._input: Input
         self._keep = keep
@@ -112,7 +113,7 @@ class SharedFrame(Frame):
     def norms(self, ratio: Tensor) -> float:
         """The worst sample, or the root mean square over samples."""
         ratio = ratio.detach()
-        return (ratio.max() if self._norm == "max" else ratio.square().mean().sqrt()).item()
+        return (ratio.square().mean().sqrt() if self._mean else ratio.max()).item()
 
     def choose(self, lanes: bool, new: Tensor, old: Tensor) -> Tensor:
         """All or nothing."""

@@ -1,6 +1,7 @@
 """Attempts at explicit Runge-Kutta steps on a fused cell, as values without a graph."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -41,11 +42,11 @@ class FusedAttempts:
         dynamics.count(count - first)
         last = self.tableau.first_same_as_last
         following = stages.points[-1].clone() if last else stages.end()
-        return Attempt(
-            following.view_as(h),
-            stages.slopes[-1].clone().view_as(h) if last else None,
-            stages.error().view_as(h) if estimate else None,
-        )
+        slope = stages.slopes[-1].clone().view_as(h) if last else None
+        if not estimate or stages.measures is None:
+            return Attempt(following.view_as(h), slope, stages.error().view_as(h) if estimate else None)
+        size = partial(stages.measures, following, self._batch)
+        return Attempt(following.view_as(h), slope, size=size)
 
     def slope(self, dynamics: Dynamics, step: Step, h: Tensor) -> Tensor:
         """dh/dt at the start of the step."""

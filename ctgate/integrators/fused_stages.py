@@ -7,11 +7,13 @@ if they were samples.
 """
 
 from collections.abc import Sequence
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from ctgate.integrators.runge_kutta import Tableau
+from ctgate.kernels.compiled import kernels
 from ctgate.kernels.fused import SLOPE, FusedCell
 from ctgate.kernels.fused.cell import Gradients
 from ctgate.kernels.fused.scales import Scales
@@ -57,9 +59,36 @@ class Sums:
         return torch.addcmul(rows[:, 0], self._sizes, torch.mv(rows[:, 1:], self._rows[which]), out=out)
 
 
+class Measures:
+    """What :func:`ctgate.integrators.adaptive.error_ratio` gives, in one compiled loop; ``rows`` are the state
+    that a step starts from and its slopes, (row, sample, state)."""
+
+    def __init__(self, module: ModuleType, rows: Tensor, weights: Sequence[float]) -> None:
+        self._ratios = module.ratios
+        self._sizes, self._out = rows.new_empty(rows.shape[1]), rows.new_empty(rows.shape[1])
+        self._number = self._out.numpy().dtype.type
+        scratch = rows.new_empty(rows.shape[2])
+        self._first = (rows.flatten(1).numpy(), rows.new_tensor(weights).numpy(), self._sizes.numpy())
+        self._last = (scratch.numpy(), self._out.numpy())
+
+    def resize(self, dt: Size) -> None:
+        """From now on steps have this size."""
+        if isinstance(dt, Tensor):
+            self._sizes.copy_(dt)
+        else:
+            self._sizes.fill_(dt)
+
+    def __call__(self, following: Tensor, batch: torch.Size, rtol: float, atol: float) -> Tensor:
+        """Of the step that was taken to ``following`` (sample, state): (*batch)."""
+        tolerances = self._number(rtol), self._number(atol)
+        self._ratios(*self._first, following.reshape(-1).numpy(), *tolerances, *self._last)
+        return self._out.view(batch)
+
+
 class Stages:
     """Room for the stages of a step: ``points``, the states that are evaluated, ``slopes`` there, both
-    (stage, sample, state), and ``parts``, what the evaluations keep; ``like`` is a state (sample, state)."""
+    (stage, sample, state), ``parts``, what the evaluations keep, and ``measures`` of the error, None where
+    they are not compiled; ``like`` is a state (sample, state)."""
 
     def __init__(self, cell: FusedCell, tableau: Tableau, like: Tensor) -> None:
         count = tableau.stages
@@ -72,6 +101,8 @@ class Stages:
         flat = start.view(count + 1, -1)
         self._before = [flat[: k + 1].mT for k in range(count + 1)]
         self._slopes = flat[1:].mT
+        module = kernels("errors") if tableau.error and like.device.type == "cpu" else None
+        self.measures = None if module is None else Measures(module, start, tableau.error)
         paces = Scales([1.0] * count, cell.pace, like)
         self._evaluate = forwards(cell, self.parts, self.points, self.slopes, paces, SLOPE)
         self._from = [tuple(part[k:] for part in self.parts) for k in range(2)]
@@ -86,6 +117,8 @@ class Stages:
             parts = tuple(part[first:stop] for part in self.parts)
         cell.start(parts, None if us is None else us.expand(stop - first, -1, -1))
         sums.resize(dt)
+        if self.measures is not None:
+            self.measures.resize(dt)
         for k in range(first, stop):
             if k:
                 sums.added(k, self._before[k], self._flat_points[k])

@@ -75,7 +75,7 @@ def run_adaptive(
     method = method_of(alg)
     fused = fused_attempts(dynamics.prob, method)
     remember = fused is not None and checkpoints is None
-    frame = SharedFrame(cuts, jumps, recorder.keep, recorder.observe, remember, alg.norm)
+    frame = SharedFrame(cuts, jumps, recorder.keep, recorder.observe, remember, alg.norm != "max")
     loop = adaptive_loop(dynamics, alg, frame, tolerances, limit, fused)
     cut_short: Halt | KeyboardInterrupt | None = None
     try:

@@ -22,8 +22,8 @@ _STATE, _GRADIENT = 100.0, 1000.0
 # Tolerances to choose from where errors are to be equal: four a decade, loosest first.
 _TOLERANCES = tuple(10.0 ** (-k / 4) for k in range(8, 29))
 EXACT_RTOL = 1e-6
-# Where the tolerance is not what it is to the others, the root mean square over the batch.
-_OF = {"rms": "", "max": " of the worst sample"}
+# What the tolerance is asked of, where it is not what it is to the others.
+_OF = {"torchdiffeq": "", "max": " of the worst sample"}
 
 
 def flow(preset: Preset, device: str) -> Iterator[Line]:

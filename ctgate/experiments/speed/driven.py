@@ -39,7 +39,7 @@ class Driven:
         knots: bool = False,
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
-        norm: Literal["max", "rms"] = "rms",
+        norm: Literal["max", "torchdiffeq"] = "torchdiffeq",
     ) -> None:
         generator = torch.Generator().manual_seed(0)
 
