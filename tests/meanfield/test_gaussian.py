@@ -16,12 +16,13 @@ FUNCTIONS: dict[str, Callable[[Array], Array]] = {
     "sigma^2": lambda y: expit(y) ** 2,
     "sigma'^2": lambda y: (expit(y) * expit(-y)) ** 2,
 }
-SCALES, MEANS = (0.0, 0.1, 0.49, 0.51, 2.0, 10.0, 100.0), (0.0, 0.5, -2.0, 5.0, -30.0, 300.0)
+SCALES = (0.0, 0.1, 0.49, 0.51, 2.0, 10.0, 100.0)
+MEANS = (0.0, 0.5, -2.0, 5.0, -30.0, 300.0, -800.0)
 
 
-@pytest.mark.parametrize(("points", "error"), [(96, 1e-11), (64, 1e-7), (32, 1e-4)])
+@pytest.mark.parametrize(("points", "error"), [(None, 1e-12), (64, 1e-7), (32, 1e-4)])
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_steep_averages_equal_a_dense_sum(name: str, points: int, error: float) -> None:
+def test_steep_averages_equal_a_dense_sum(name: str, points: int | None, error: float) -> None:
     f = FUNCTIONS[name]
     for scale in SCALES:
         # The poles are pi / (2 scale) from the axis: the plain rule's error is exp(-pi^2 / 0.1) or less.
@@ -68,7 +69,7 @@ def test_correlated_averages_by_two_ways(c: float) -> None:
     a, b = (hermite_coefficients(f, 2.0, 0.3, 120) for f in (np.tanh, FUNCTIONS["tanh^2"]))
     squares = average(FUNCTIONS["tanh^2"], 2.0, 0.3), average(lambda y: np.tanh(y) ** 4, 2.0, 0.3)
     left_out = ((squares[0] - a @ a) * (squares[1] - b @ b)) ** 0.5
-    assert left_out < 1e-8
+    assert left_out < 1e-6
     assert found == pytest.approx((a * b * (c / 2.0) ** np.arange(121)).sum(), abs=left_out + 1e-12)
 
 
