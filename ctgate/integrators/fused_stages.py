@@ -60,8 +60,10 @@ class Sums:
 
 
 class Measures:
-    """What :func:`ctgate.integrators.adaptive.error_ratio` gives, in one compiled loop; ``rows`` are the state
-    that a step starts from and its slopes, (row, sample, state)."""
+    """What :func:`ctgate.integrators.adaptive.error_ratio` gives, in one compiled loop.
+
+    ``rows`` are the state that a step starts from and its slopes, (row, sample, state).
+    """
 
     def __init__(self, module: ModuleType, rows: Tensor, weights: Sequence[float]) -> None:
         self._ratios = module.ratios
