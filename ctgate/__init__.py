@@ -2,7 +2,7 @@
 
 __version__ = "0.1.0"
 
-from ctgate import convergence
+from ctgate import convergence, dynamics, init, meanfield
 from ctgate.adapters import (
     Labels,
     TimeAxis,
@@ -139,6 +139,7 @@ __all__ = [
     "closed_forms",
     "convergence",
     "coupled_flow",
+    "dynamics",
     "effective_rates",
     "equivalent_adam",
     "equivalent_momentum",
@@ -153,8 +154,10 @@ __all__ = [
     "gradient_covariance",
     "gramian",
     "hidden_states",
+    "init",
     "jacobian",
     "load",
+    "meanfield",
     "per_sample_gradients",
     "plain_paths",
     "preconditioner",
