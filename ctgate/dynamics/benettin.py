@@ -43,7 +43,7 @@ class Benettin:
         self._eps = numbers.eps
         # How much shorter than itself a tangent's own part may become, as a logarithm, and a tangent.
         self._limit, self._range = -0.25 * math.log(numbers.eps), 0.25 * math.log(numbers.max)
-        self._rate = 0.0
+        self._rate, self._length = 0.0, 1
         self._times: list[float] = [float(plan.ends[plan.counted])]
         self._logs: list[Tensor] = []
         self._volumes: list[Tensor] = []
@@ -123,10 +123,10 @@ class Benettin:
         """The number of steps after which a tangent will have lost what it may."""
         if self._plan.interval is not None:
             return self._plan.interval
-        if not self.intervals:
-            return 1
-        wanted = int(self._limit / self._rate) if self._rate > 0.0 else longest
-        return max(1, min(wanted, 2 * self.intervals[-1], longest))
+        if self.intervals:
+            wanted = int(self._limit / self._rate) if self._rate > 0.0 else longest
+            self._length = max(1, min(wanted, 2 * self._length, longest))
+        return self._length
 
     def _note(self, loss: float, whole: Tensor, steps: int) -> None:
         """How fast tangents lose digits, and how fast they grow or shrink, which counts where it is much."""

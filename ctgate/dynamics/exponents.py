@@ -49,7 +49,7 @@ class Growth:
         return self._last(np.cumsum(self.volumes, 0) / (self.times[1:] - self.times[0])[:, None])
 
     def _last(self, history: Floats) -> Floats:
-        rows = np.concatenate([np.full_like(history[:1], np.nan), history])
+        rows = np.concatenate([np.full((1, *history.shape[1:]), np.nan), history])
         last: Floats = rows[self.measured, np.arange(rows.shape[1])]
         return last
 
@@ -66,7 +66,8 @@ class Growth:
             parts = [part for part in np.array_split(np.arange(count), blocks) if len(part)]
             if len(parts) > 1:
                 means = [self.logs[part, sample].sum(0) / sizes[part].sum() for part in parts]
-                errors[sample] = np.std(means, 0, ddof=1) / len(parts) ** 0.5
+                with np.errstate(invalid="ignore"):  # an exponent may be minus infinity
+                    errors[sample] = np.std(means, 0, ddof=1) / len(parts) ** 0.5
         return errors
 
 

@@ -87,7 +87,7 @@ def _shortest(prob: ODEProblem) -> float:
     taus = [buffers[name] for name, own in names.items() if own.startswith("fixed_tau")]
     for name, parameter in prob.named_parameters().items():
         if name.rpartition(".")[2].startswith("log_tau"):
-            taus.append(parameter.exp())
+            taus.append(parameter.detach().exp())
     if not taus:
         raise ValueError(
             f"{WHAT}(alg=...): alg is None and {type(prob.field).__name__} has no tau that a step could be "

@@ -181,14 +181,9 @@ class StepMatrices(Tangents):
     def _relaxing(self, dt: float, t: Any, h: Tensor, u: Tensor | None) -> Tensor:
         r"""The derivative of :math:`h e^{-x} + d\,dt\,\varphi_1(x)`, :math:`x = r\,dt`, for rate r and drive
         d: a row per unit of the pulled back pair, and the decay on the diagonal."""
-
-        def pair(x: Tensor) -> tuple[Tensor, ...]:
-            rate, drive = self.prob.call("rate_drive", t, x, u)
-            return rate, drive
-
-        (rate, drive), pull = pullback(pair, h)
+        (rate, drive), pull = pullback(lambda x: self.prob.call("rate_drive", t, x, u), h)
         exponent = rate * dt
-        mean, bend = torch.func.jvp(phi1, (exponent,), (torch.ones_like(exponent),))
+        mean, bend = torch.func.jvp(phi1, (exponent,), (torch.ones_like(exponent),))[:2]
         decay = torch.exp(-exponent)
         by_rate, by_drive = dt * (dt * drive * bend - h * decay), dt * mean
         rows: Tensor = vmap(lambda unit: pull((by_rate * unit, by_drive * unit)))(unit_vectors(h))
