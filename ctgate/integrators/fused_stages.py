@@ -192,10 +192,11 @@ class Reverse:
                 self._walk(number, k)
             flat[step].addmv_(self._all, self._ones)
 
-    def gradients(self, wants_input: bool) -> tuple[Gradients, Tensor | None]:
-        """The cotangents of the parameters, and those of the input, (stage, step * sample, channel)."""
+    def sums(self, wants_input: bool) -> tuple[Gradients, Tensor | None]:
+        """What makes the cotangents of the parameters, and those of the input, (stage, step * sample,
+        channel)."""
         cell, stages = self._cell, self._stages
-        return cell.gradients(
+        return cell.sums(
             stages.parts, self._along, self._pre, stages.points, self._us, cell.pace, SLOPE, 0, wants_input
         )
 

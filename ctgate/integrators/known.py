@@ -230,17 +230,18 @@ def pull_back(
         reverse.pull(before, taken.sizes(which), own, a[which.start : stop + 1])
         if not wants_parameters and not wants_input:
             continue
-        found, inputs = reverse.gradients(wants_input)
-        for name, gradient in found.items():
+        found, inputs = reverse.sums(wants_input)
+        for name, sum_of_steps in found.items():
             if name in total:
-                total[name] += gradient
+                total[name] += sum_of_steps
             else:
-                total[name] = gradient.clone()
+                total[name] = sum_of_steps
         if inputs is not None and us is not None:
             opened = inputs.view(tableau.stages, steps, len(h0), -1).transpose(0, 1)
             rows.append(opened.sum(1, keepdim=True) if us.shape[1] == 1 else opened)
     taken.count(tableau.stages * count)
-    return a[0], total, torch.cat(rows[::-1]) if rows else None
+    found = cell.named(total) if total else {}
+    return a[0], found, torch.cat(rows[::-1]) if rows else None
 
 
 def _plain_gradients(

@@ -140,26 +140,6 @@ class FusedCell(abc.ABC):
         parameters and input, laid out as their cotangents, and is overwritten."""
 
     @abc.abstractmethod
-    def gradients(
-        self,
-        parts: Parts,
-        a: Tensor,
-        pre: Tensor,
-        h: Tensor,
-        us: Tensor | None,
-        scale: Scale,
-        rule: Rule,
-        keep: int,
-        wants_input: bool,
-    ) -> tuple[Gradients, Tensor | None]:
-        """The sum over steps and samples of the cotangents of parameters, by name, and those of the input,
-        (step, sample, channel), None where they are not wanted.
-
-        ``a`` are the cotangents of what the steps gave, ``pre`` what :meth:`pull` wrote, ``h`` the states
-        before, all (step, sample, ...). With ``keep`` = k > 0 the samples are k groups, and each keeps its
-        own sum, as the first dimension.
-        """
-
     def sums(
         self,
         parts: Parts,
@@ -172,12 +152,17 @@ class FusedCell(abc.ABC):
         keep: int,
         wants_input: bool,
     ) -> tuple[Gradients, Tensor | None]:
-        """As :meth:`gradients`, but what :meth:`named` takes, and cheaper where sums of many pieces are added
-        up: by names of the cell's own."""
-        return self.gradients(parts, a, pre, h, us, scale, rule, keep, wants_input)
+        """The sum over steps and samples of what makes the cotangents of parameters, by names that
+        :meth:`named` knows, and the cotangents of the input, (step, sample, channel), None where they are not
+        wanted.
+
+        ``a`` are the cotangents of what the steps gave, ``pre`` what :meth:`pull` wrote, ``h`` the states
+        before, all (step, sample, ...). With ``keep`` = k > 0 the samples are k groups, and each keeps its
+        own sum, as the first dimension.
+        """
 
     def named(self, sums: Gradients) -> Gradients:
-        """The cotangents of parameters from the :meth:`sums` of all pieces."""
+        """The cotangents of parameters, by name, from :meth:`sums`, added up over pieces of time."""
         return sums
 
     @abc.abstractmethod
@@ -191,7 +176,7 @@ class FusedCell(abc.ABC):
         scale: Scale,
         rule: Rule,
     ) -> tuple[Tensor, Tensor | None]:
-        """The transpose of :meth:`gradients`: what pre-activations get, as :meth:`push` takes it, (step,
+        """The transpose of :meth:`sums`: what pre-activations get, as :meth:`push` takes it, (step,
         sample, rows), and what the steps' results get besides, (step, sample, state), None for 0, from a
         direction of some of the parameters, by name, and of the input, (step, sample, channel) or None."""
 

@@ -112,7 +112,7 @@ class OneGateCell(RelaxingCell):
             argument = self.norm.push(argument, tuple(others)).add_(pre[..., self.rows :])
         out.addcmul_(argument, through)
 
-    def gradients(
+    def sums(
         self,
         parts: Parts,
         a: Tensor,

@@ -137,7 +137,7 @@ class GRUAfter(RelaxingCell):
             pre, blocks = pre[..., :3:2, :], blocks[..., ::2, :]
         out.addcmul_(v, stay).add_(pre.mul_(blocks).sum(-2))
 
-    def gradients(
+    def sums(
         self,
         parts: Parts,
         a: Tensor,
@@ -151,18 +151,28 @@ class GRUAfter(RelaxingCell):
     ) -> tuple[Gradients, Tensor | None]:
         """A product per weight; the biases are weights of an input that is 1."""
         rows = pre.flatten(-2)
-        found = {"weight_hh": turned(outer(rows[..., self.into], h, keep), -2)}
         one = h.new_ones(()).expand(*h.shape[:-1], 1)
         seen = one if us is None else torch.cat((us, one), -1)
-        external = _behind(outer(rows[..., self.outer_rows], seen, keep), -2)
-        found["weight_ih"] = external[..., :-1]
+        found = {
+            "own": outer(rows[..., self.into], h, keep),
+            "external": outer(rows[..., self.outer_rows], seen, keep),
+        }
         if self.bias is not None:
-            found["bias_ih"] = bias = external[..., -1]
-            found["bias_hh"] = torch.cat((bias[..., : 2 * self.hidden], total(pre[..., 3, :], keep)), -1)
+            found["inside"] = total(pre[..., 3, :], keep)
         if self.norm is not None:
             found |= self.norm_gradients(pre[..., 4, :], parts, keep)
         found |= self.tau_gradients(parts, a, h, scale, rule, keep)
         return found, rows[..., self.outer_rows] @ self.external if wants_input else None
+
+    def named(self, sums: Gradients) -> Gradients:
+        """Weights and biases apart, torch's rows."""
+        found = dict(sums)
+        found["weight_hh"], external = turned(found.pop("own"), -2), _behind(found.pop("external"), -2)
+        found["weight_ih"] = external[..., :-1]
+        if self.bias is not None:
+            found["bias_ih"] = bias = external[..., -1]
+            found["bias_hh"] = torch.cat((bias[..., : 2 * self.hidden], found.pop("inside")), -1)
+        return found
 
     def sources(
         self,

@@ -120,7 +120,7 @@ class GRUBefore(RelaxingCell):
             of_n = self.norm.push(of_n, tuple(candidate)).add_(argument[0])
         out.addcmul_(v, stay).addcmul_(of_z, to_z).addcmul_(of_n, through)
 
-    def gradients(
+    def sums(
         self,
         parts: Parts,
         a: Tensor,

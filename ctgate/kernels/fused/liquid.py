@@ -102,7 +102,7 @@ class LiquidCell(FusedCell):
         add_product(pre, v, self.own.mT)
         out.addcmul_(v, stay).addcmul_(pre, through)
 
-    def gradients(
+    def sums(
         self,
         parts: Parts,
         a: Tensor,

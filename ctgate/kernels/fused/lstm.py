@@ -184,22 +184,6 @@ class LSTMCell(FusedCell):
         if len(others) > 1:
             to_cell.addcmul_(rows[..., 2, :], others[1])
 
-    def gradients(
-        self,
-        parts: Parts,
-        a: Tensor,
-        pre: Tensor,
-        h: Tensor,
-        us: Tensor | None,
-        scale: Scale,
-        rule: Rule,
-        keep: int,
-        wants_input: bool,
-    ) -> tuple[Gradients, Tensor | None]:
-        """In torch's order."""
-        sums, inputs = self.sums(parts, a, pre, h, us, scale, rule, keep, wants_input)
-        return self.named(sums), inputs
-
     def sums(
         self,
         parts: Parts,
