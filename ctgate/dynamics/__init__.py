@@ -1,7 +1,8 @@
 """What a given network does: Lyapunov spectra, fixed and slow points, spectra of its Jacobian."""
 
+from ctgate.dynamics.fixed_points import fixed_points
 from ctgate.dynamics.lyapunov import lyapunov_spectrum
 from ctgate.dynamics.modes import eigenvalues, slow_mode_fraction
 from ctgate.dynamics.spectrum import jacobian_spectrum
 
-__all__ = ["eigenvalues", "jacobian_spectrum", "lyapunov_spectrum", "slow_mode_fraction"]
+__all__ = ["eigenvalues", "fixed_points", "jacobian_spectrum", "lyapunov_spectrum", "slow_mode_fraction"]

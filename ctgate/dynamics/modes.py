@@ -177,6 +177,7 @@ def slow_mode_fraction(
         raise ValueError(f"slow_mode_fraction(around=...): it is {around!r}; it must be 'point' or 'line'")
     real, imag = data["eigenvalue_real"], data["eigenvalue_imag"]
     flow = data.attrs["kind"] == "flow"
+    distance: xr.DataArray
     if around == "point":
         distance = np.hypot(real if flow else real - 1.0, imag)
     else:

@@ -96,7 +96,7 @@ def jacobian_spectrum(
         warnings.warn(
             f"jacobian_spectrum: {lost} of {int(known.sum())} Jacobians are not finite; their modes are NaN",
             RuntimeWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
     modes = Modes(torch.where(known[..., None], rates, torch.nan), step)
     values = modes.eigenvalues
