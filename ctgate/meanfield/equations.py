@@ -16,7 +16,7 @@ from ctgate.meanfield.network import RandomNetwork
 Array = NDArray[np.floating[Any]]
 Curve = Callable[["Setting", Array], Array]
 # At most so many values of an integrand at once: 64 MB.
-_AT_ONCE = 2**23
+_AT_ONCE, _CELL = 2**23, 50 * 100 * 200
 
 
 class Setting(NamedTuple):
@@ -34,6 +34,13 @@ class Setting(NamedTuple):
         """The setting at some of the places of its arrays."""
         gains, biases = ({k: x[index] for k, x in part.items()} for part in (self.gains, self.biases))
         return Setting(gains, biases, self.input_variance[index])
+
+    def over(self, q: Array) -> "Setting":
+        """The setting repeated in the shape of q."""
+        gains, biases = (
+            {k: np.broadcast_to(x, q.shape) for k, x in part.items()} for part in (self.gains, self.biases)
+        )
+        return Setting(gains, biases, np.broadcast_to(self.input_variance, q.shape))
 
     def with_gain(self, block: str, gain: Array) -> "Setting":
         """Another gain of one block."""
@@ -144,16 +151,27 @@ class CellNodes(NamedTuple):
     @property
     def cell(self) -> Array:
         """c = i g / (1 - f), that of a fixed point."""
-        return np.asarray(self.i * self.g / self.shut)
+        return np.asarray(self.i * self.g / np.maximum(self.shut, 1e-300))
 
 
-def cell_nodes(setting: Setting, q: Array) -> CellNodes:
-    """The grid for one or several q."""
-    rules = [rule(np.sqrt(variance), mean) for mean, variance in (setting.seen(k, q) for k in "ifg")]
-    (i, of_i), (f, of_f), (g, of_g) = rules
-    weight = of_i[..., :, None, None] * of_f[..., None, :, None] * of_g[..., None, None, :]
-    forget, shut = expit(f)[..., None, :, None], expit(-f)[..., None, :, None]
-    return CellNodes(expit(i)[..., :, None, None], forget, shut, np.tanh(g)[..., None, None, :], weight)
+def cell_nodes(setting: Setting, q: Array, forget: tuple[Array, Array] | None = None) -> CellNodes:
+    """The grid for one or several q; ``forget`` are nodes y_f and weights (*shape, f) in place of the rule's.
+
+    tanh(c) turns where g is as small as (1 - f) / i, which the nodes of g follow.
+    """
+    (i, of_i), (y, of_f) = (
+        rule(np.sqrt(variance), mean) for mean, variance in (setting.seen(k, q) for k in "if")
+    )
+    y, of_f = (y, of_f) if forget is None else forget
+    into, keep, shut = expit(i)[..., :, None], expit(y)[..., None, :], expit(-y)[..., None, :]
+    # Beyond e^27 less than 1e-11 of the units have a |g| that is not saturated.
+    steepness = np.minimum(into / np.maximum(shut, 1e-300), np.exp(27.0))
+    mean, variance = (part[..., None, None] for part in setting.seen("g", q))
+    scaled, of_g = rule(steepness * np.sqrt(variance), steepness * mean)
+    weight = (of_i[..., :, None] * of_f[..., None, :])[..., None] * of_g
+    return CellNodes(
+        into[..., None], keep[..., None], shut[..., None], np.tanh(scaled / steepness[..., None]), weight
+    )
 
 
 def _map_cell(setting: Setting, q: Array) -> Array:
@@ -193,12 +211,9 @@ def cell_kicks(setting: Setting, nodes: CellNodes) -> tuple[Array, Array, Array]
 
 def _in_parts(function: Curve, setting: Setting, q: Array) -> Array:
     """``function`` of a few places at a time: its integrand fills three dimensions more."""
-    flat = Setting(
-        *({k: x.ravel() for k, x in part.items()} for part in (setting.gains, setting.biases)),
-        setting.input_variance.ravel(),
-    )
-    values = q.ravel()
-    each = max(1, _AT_ONCE // 80**3)
+    gains, biases = ({k: x.ravel() for k, x in part.items()} for part in (setting.gains, setting.biases))
+    flat, values = Setting(gains, biases, setting.input_variance.ravel()), q.ravel()
+    each = max(1, _AT_ONCE // _CELL)
     parts = [slice(k, k + each) for k in range(0, values.size, each)]
     return np.concatenate([function(flat.take(part), values[part]) for part in parts]).reshape(q.shape)
 

@@ -53,7 +53,7 @@ def brackets(equations: Equations, setting: Setting) -> Brackets:
     count = setting.input_variance.size
     start = equations.map(setting, np.zeros(count))
     low = np.log(np.where(start > 0.0, np.clip(start / 4.0, 1e-300, SMALLEST), SMALLEST))
-    grid = low[:, None] * np.linspace(1.0, 0.0, _GRID)
+    grid: Array = low[:, None] * np.linspace(1.0, 0.0, _GRID)
     place = np.repeat(np.arange(count), _GRID)
     of = excess(equations, setting)
     value = of(place, grid.ravel()).reshape(grid.shape)

@@ -112,13 +112,7 @@ def branches(q: Array, slope: Array) -> tuple[list[str], list[int]]:
 
 
 def _labelled(network: RandomNetwork, equations: Equations, setting: Setting, q: Array) -> xr.Dataset:
-    many = Setting(
-        *(
-            {k: np.broadcast_to(x, q.shape) for k, x in part.items()}
-            for part in (setting.gains, setting.biases)
-        ),
-        np.broadcast_to(setting.input_variance, q.shape),
-    )
+    many = setting.over(q)
     rho = equations.gain(many, q)
     rise = slope(equations, many, q, rho)
     names, partners = branches(q, rise)
