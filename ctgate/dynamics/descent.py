@@ -2,7 +2,7 @@ r"""Down to where a field stands still, from many states at once."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -21,6 +21,7 @@ _STALL_SHARE, _STALL_TRIALS = 0.01, 15
 _NEWTON_STEPS, _HALVINGS = 60, 12
 
 
+@runtime_checkable
 class Equation(Protocol):
     """What is to be zero: as many numbers as there are states, and their Jacobian."""
 
