@@ -9,11 +9,9 @@ from torch import Tensor
 
 from ctgate.dynamics.descent import Inputs, Lanes, Standstill, States, shorten
 
-_STEPS = 60
-
 
 @torch.no_grad()
-def settle(at: Standstill, h: States, u: Inputs, goal: float) -> tuple[States, Lanes]:
+def settle(at: Standstill, h: States, u: Inputs, goal: float, steps: int) -> tuple[States, Lanes]:
     r"""To a local minimum of :math:`q = |f|^2/2` by Newton's method for q itself, with
 
     .. math:: \nabla q = A^\top f, \qquad \nabla^2 q = A^\top A + \sum_i f_i\,\nabla^2 f_i ,
@@ -23,14 +21,15 @@ def settle(at: Standstill, h: States, u: Inputs, goal: float) -> tuple[States, L
     direction: Gauss-Newton steps do not see it.
 
     Returns: states, and the lanes that are at a minimum, that is where the Hessian has no negative eigenvalue
-    and a step lowers q by no more than rounding. Lanes that come below the speed ``goal`` are left there.
+    and a step lowers q by no more than rounding. Lanes that come below the speed ``goal`` are left there;
+    others have used up their ``steps``.
 
     Source: THEORY.md 24.
     """
     h = h.clone()
     minimum = torch.zeros(len(h), dtype=torch.bool, device=h.device)
     lanes = torch.arange(len(h), device=h.device)
-    for _ in range(_STEPS):
+    for _ in range(steps):
         if not len(lanes):
             break
         state, own = h[lanes], None if u is None else u[lanes]

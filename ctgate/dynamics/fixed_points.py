@@ -80,7 +80,7 @@ def fixed_points(
     slow: the speed below which a minimum of the speed is a slow point; 0 for none.
     separation: points nearer than this times the largest state, started from or found, are one; by default
         1e-6 in float64 and 1e-3 in float32.
-    max_steps: the most Gauss-Newton steps tried from a start.
+    max_steps: the most steps tried from a start to a zero, and then to a minimum.
     progress: show a bar (only on a terminal).
 
     Returns
@@ -250,7 +250,7 @@ def _search(
     speed, slow = at.speed(h, u), torch.zeros_like(stalled)
     rest = (speed > tolerance) & (speed <= settings.slow)
     if bool(rest.any()):
-        h[rest], slow[rest] = settle(at, h[rest], inputs(rest), tolerance)
+        h[rest], slow[rest] = settle(at, h[rest], inputs(rest), tolerance, settings.max_steps)
         close = rest & ~slow
         h[close] = polish(at, h[close], inputs(close))
         speed = at.speed(h, u)
