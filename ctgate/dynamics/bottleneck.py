@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.linalg import matrix_norm, vector_norm
 
 from ctgate.dynamics.descent import Inputs, Lanes, Standstill, States, shorten
 
@@ -41,8 +42,8 @@ def settle(at: Standstill, h: States, u: Inputs, goal: float, steps: int) -> tup
         minimum[lanes[ended]] = True
         # Where q is flat to rounding its gradient still tells which of two states is the better one.
         trial = state[ended] + step[ended]
-        better = _gradient(at, trial, None if own is None else own[ended])[0].norm(dim=-1)
-        nearer = better < bowl.slope[ended].norm(dim=-1)
+        better = vector_norm(_gradient(at, trial, None if own is None else own[ended])[0], dim=-1)
+        nearer = better < vector_norm(bowl.slope[ended], dim=-1)
         h[lanes[ended]] = torch.where(nearer[:, None], trial, state[ended])
         going = moved & ~flat & ~low
         h[lanes[going]] = taken[going]
@@ -65,8 +66,8 @@ class Bowl:
     def of(cls, at: Standstill, h: States, u: Inputs) -> "Bowl":
         """That of a field at states."""
         slope, f, a = _gradient(at, h, u)
-        leaked = (at.field.rate_drive(0.0, h, u)[0] * h).norm(dim=-1)
-        terms = f.norm(dim=-1) + leaked + a.norm(dim=(-2, -1)) * h.norm(dim=-1)
+        leaked = vector_norm(at.field.rate_drive(0.0, h, u)[0] * h, dim=-1)
+        terms = vector_norm(f, dim=-1) + leaked + matrix_norm(a) * vector_norm(h, dim=-1)
         return cls(f, a, terms, slope, a.mT @ a + at.curvature(h, u, f))
 
     @property
@@ -80,16 +81,18 @@ class Bowl:
         bent = values.abs()
         bent = bent.clamp(min=torch.finfo(bent.dtype).eps * bent.amax(-1, keepdim=True))
         along = vectors.mT @ self.slope.unsqueeze(-1)
-        return -(vectors @ (along / bent.unsqueeze(-1))).squeeze(-1)
+        step: Tensor = -(vectors @ (along / bent.unsqueeze(-1))).squeeze(-1)
+        return step
 
     def flat(self, step: States) -> Lanes:
         """Where the step promises no more than rounding takes."""
         promised = -0.5 * (self.slope * step).sum(-1)
-        return promised <= 100.0 * torch.finfo(step.dtype).eps * self.f.norm(dim=-1) * self.terms
+        rounding: Tensor = 100.0 * torch.finfo(step.dtype).eps * vector_norm(self.f, dim=-1) * self.terms
+        return promised <= rounding
 
     def convex(self) -> Lanes:
         """Where the Hessian has no negative eigenvalue."""
-        values = torch.linalg.eigvalsh(self.hessian)
+        values: Tensor = torch.linalg.eigvalsh(self.hessian)
         rounding = values.shape[-1] * torch.finfo(values.dtype).eps * values.abs().amax(-1)
         return values[:, 0] >= -rounding
 
@@ -104,9 +107,10 @@ class Bowl:
         Source: THEORY.md 24.
         """
         v = torch.linalg.svd(self.a).Vh[:, -1]
-        overlap = (self.f * v).sum(-1).abs() / self.f.norm(dim=-1)
+        overlap = (self.f * v).sum(-1).abs() / vector_norm(self.f, dim=-1)
         kappa = (v * (self.hessian @ v.unsqueeze(-1)).squeeze(-1)).sum(-1)
-        return math.pi * overlap * (2.0 / kappa).sqrt()
+        time: Tensor = math.pi * overlap * (2.0 / kappa).sqrt()
+        return time
 
 
 def _gradient(

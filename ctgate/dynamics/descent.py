@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.func import vmap
+from torch.linalg import vector_norm
 
 from ctgate.fields import VectorField
 from ctgate.fields.jacobian import pullback, unit_vectors
@@ -48,7 +49,8 @@ class Standstill:
 
     def speed(self, h: States, u: Inputs) -> Float[Tensor, " lane"]:
         """The norm of f."""
-        return self.slope(h, u).norm(dim=-1)
+        norm: Tensor = vector_norm(self.slope(h, u), dim=-1)
+        return norm
 
     def jacobian(self, h: States, u: Inputs) -> Float[Tensor, "lane state state"]:
         """A [1/time]."""
@@ -111,7 +113,7 @@ def descend(
     best, stalled = h.clone(), torch.zeros(len(h), dtype=torch.bool, device=h.device)
     lanes = torch.arange(len(h), device=h.device)
     g = at.slope(h, u)
-    norm = g.norm(dim=-1)
+    norm = vector_norm(g, dim=-1)
     damping, growth = torch.full_like(norm, 0.1), torch.full_like(norm, 2.0)
     reference = norm.clone()
     eye = torch.eye(h.shape[-1], dtype=h.dtype, device=h.device)
@@ -136,7 +138,7 @@ def descend(
         factor, failed = torch.linalg.cholesky_ex(gram + nu[:, None, None] * eye)
         step = -torch.cholesky_solve(slope.unsqueeze(-1), factor).squeeze(-1)
         new_g = at.slope(h + step, u)
-        new_norm = new_g.norm(dim=-1)
+        new_norm = vector_norm(new_g, dim=-1)
         better = (new_norm < norm) & (failed == 0)
         predicted = (step * (nu.unsqueeze(-1) * step - slope)).sum(-1)
         gain = (norm.square() - new_norm.square()) / predicted
@@ -165,7 +167,7 @@ def polish(at: Standstill, h: States, u: Inputs) -> States:
         state, own = h[lanes], None if u is None else u[lanes]
         f = at.slope(state, own)
         step, _ = torch.linalg.solve_ex(at.jacobian(state, own), -f.unsqueeze(-1))
-        taken, moved = shorten(at.speed, state, own, step.squeeze(-1), f.norm(dim=-1))
+        taken, moved = shorten(at.speed, state, own, step.squeeze(-1), vector_norm(f, dim=-1))
         h[lanes] = taken
         lanes = lanes[moved]
     return h
@@ -181,12 +183,12 @@ def remaining(at: Standstill, h: States, u: Inputs, small: Float[Tensor, " lane"
     Source: THEORY.md 24.
     """
     f, a = at.slope(h, u).unsqueeze(-1), at.jacobian(h, u)
-    length = torch.linalg.solve_ex(a, f).result.squeeze(-1).norm(dim=-1)
+    length: Tensor = vector_norm(torch.linalg.solve_ex(a, f).result.squeeze(-1), dim=-1)
     long = ~(length <= small)
     if bool(long.any()):
         rounding = h.shape[-1] * torch.finfo(h.dtype).eps
         step = torch.linalg.pinv(a[long], rtol=rounding) @ f[long]
-        length[long] = step.squeeze(-1).norm(dim=-1)
+        length[long] = vector_norm(step.squeeze(-1), dim=-1)
     return length
 
 

@@ -11,6 +11,7 @@ import torch
 import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
+from torch.linalg import vector_norm
 from tqdm import tqdm
 
 from ctgate.algorithms import Euler
@@ -120,7 +121,7 @@ def fixed_points(
     h, us = start.repeat(count, 1), None if inputs is None else inputs.repeat_interleave(len(start), 0)
     _check_autonomous(field, h, us)
 
-    at, scale = Standstill(field), float(start.norm(dim=-1).max())
+    at, scale = Standstill(field), float(vector_norm(start, dim=-1).max())
     ended = torch.full((len(h),), UNFINISHED, device=h.device)
     block = max(1, _ENTRIES // h.shape[-1] ** 2)
     with tqdm(total=len(h), desc="fixed points", disable=None if progress else True, leave=False) as bar:
@@ -134,7 +135,7 @@ def fixed_points(
     data = describe(at, h[first], None if us is None else us[first], ended[first] == SLOW, step, block)
     data = data.assign_coords(input_number=("point", array(number[first]), label("number of the input", "1")))
     kinds = [KINDS.index(kind) for kind in data["kind"].values]
-    order = np.lexsort((data["index"].values, kinds, data["input_number"].values))
+    order = np.lexsort((data["index"].values, np.array(kinds), data["input_number"].values))
     # Where each point stands in that order; the last entry is for none.
     places = np.append(np.argsort(order), -1)[array(found)]
     reached = np.bincount(places[places >= 0], minlength=len(order))
@@ -245,7 +246,7 @@ def _search(
     gated = bool((at.field.rate_drive(0.0, h, u)[0] > 0.0).all())
     equation = AtTarget(at.field) if gated else at
     h, stalled = descend(equation, h, u, near, settings.max_steps, tell)
-    close = equation.slope(h, u).norm(dim=-1) <= near
+    close = vector_norm(equation.slope(h, u), dim=-1) <= near
     h[close] = polish(at, h[close], inputs(close))
     speed, slow = at.speed(h, u), torch.zeros_like(stalled)
     rest = (speed > tolerance) & (speed <= settings.slow)
@@ -258,7 +259,7 @@ def _search(
     ended[stalled & (speed > settings.slow)] = FAST
     ended[slow] = SLOW
     zero = speed <= tolerance
-    small = settings.separation * h[zero].norm(dim=-1).clamp(min=scale)
+    small = settings.separation * vector_norm(h[zero], dim=-1).clamp(min=scale)
     away = remaining(at, h[zero], inputs(zero), small) > small
     ended[zero] = torch.where(away, FLAT, FIXED)
     return h, ended
@@ -271,13 +272,13 @@ def _distinct(
     number of its point, -1 for none. ``number`` is that of the lane's input."""
     found = torch.full_like(number, -1)
     first: list[int] = []
-    size = torch.cat([h[ended <= SLOW].norm(dim=-1), speed.new_tensor([scale])]).max()
+    size = torch.cat([vector_norm(h[ended <= SLOW], dim=-1), speed.new_tensor([scale])]).max()
     for how in (FIXED, SLOW):
         for own in range(int(number.max()) + 1):
             lanes = ((ended == how) & (number == own)).nonzero().squeeze(-1)
             lanes = lanes[speed[lanes].argsort(stable=True)]
             while len(lanes):
-                near = (h[lanes] - h[lanes[0]]).norm(dim=-1) <= separation * size
+                near = vector_norm(h[lanes] - h[lanes[0]], dim=-1) <= separation * size
                 found[lanes[near]] = len(first)
                 first.append(int(lanes[0]))
                 lanes = lanes[~near]

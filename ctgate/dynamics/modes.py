@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import torch
 import xarray as xr
 from jaxtyping import Complex, Float
@@ -175,14 +174,12 @@ def slow_mode_fraction(
         raise ValueError(f"slow_mode_fraction(delta=...): delta is {delta!r}; it must not be negative")
     if around not in ("point", "line"):
         raise ValueError(f"slow_mode_fraction(around=...): it is {around!r}; it must be 'point' or 'line'")
-    real, imag = data["eigenvalue_real"], data["eigenvalue_imag"]
-    flow = data.attrs["kind"] == "flow"
-    distance: xr.DataArray
+    values, flow = eigenvalues(data), data.attrs["kind"] == "flow"
     if around == "point":
-        distance = np.hypot(real if flow else real - 1.0, imag)
+        distance = abs(values if flow else values - 1.0)
     else:
-        distance = abs(real) if flow else abs(np.hypot(real, imag) - 1.0)
-    share: xr.DataArray = (distance <= delta).mean("mode").where(real.notnull().all("mode"))
+        distance = abs(values.real if flow else abs(values) - 1.0)
+    share = (distance <= delta).mean("mode").where(values.notnull().all("mode"))
     text = f"share of the modes within {delta:g} of the marginal {around}"
     return share.rename("slow_mode_fraction").assign_attrs(label(text, "1"))
 

@@ -7,6 +7,7 @@ import torch
 import xarray as xr
 from jaxtyping import Bool
 from torch import Tensor
+from torch.linalg import matrix_norm, vector_norm
 
 from ctgate.dynamics.bottleneck import Bowl
 from ctgate.dynamics.descent import Inputs, Lanes, Standstill, States, remaining
@@ -42,18 +43,18 @@ def _looked_at(at: Standstill, h: States, u: Inputs, slow: Lanes, step: float | 
     f, a = at.slope(h, u), at.jacobian(h, u)
     modes = Modes.of(a, step)
     # A change of A by its rounding moves eigenvalues by that much, and more where A is far from normal.
-    rounding = h.shape[-1] * torch.finfo(h.dtype).eps * a.norm(dim=(-2, -1)).unsqueeze(-1)
+    rounding = h.shape[-1] * torch.finfo(h.dtype).eps * matrix_norm(a).unsqueeze(-1)
     index = (modes.growth > rounding).sum(-1)
     marginal = (modes.growth.abs() <= rounding).any(-1)
     kind = torch.where(index > 0, 2, marginal.long()).where(~slow, 3)
-    left = remaining(at, h, u, torch.finfo(h.dtype).eps ** 0.5 * h.norm(dim=-1))
+    left = remaining(at, h, u, torch.finfo(h.dtype).eps ** 0.5 * vector_norm(h, dim=-1))
     scale = modes.time_constants.abs().amax(-1)
     if bool(slow.any()):
         bowl = Bowl.of(at, h[slow], None if u is None else u[slow])
-        left[slow], scale[slow] = bowl.step().norm(dim=-1), bowl.passage_time()
+        left[slow], scale[slow] = vector_norm(bowl.step(), dim=-1), bowl.passage_time()
     variables: dict[str, Any] = {
         "state": (("point", "unit"), array(h), label("state of the point", "1")),
-        "speed": ("point", array(f.norm(dim=-1)), label("norm of dh/dt at the point", "1/time")),
+        "speed": ("point", array(vector_norm(f, dim=-1)), label("norm of dh/dt at the point", "1/time")),
         "kind": ("point", np.array(KINDS)[array(kind)], label("kind of the point", "1")),
         "index": ("point", array(index), label("modes that grow", "1")),
         "residual": (
