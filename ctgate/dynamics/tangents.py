@@ -33,6 +33,8 @@ from ctgate.problem import ODEProblem
 _SMALL = 48
 # Numbers in the matrices, or in the states, of the steps that are taken together.
 _ROOM = 2**22
+# Numbers in the tangents that a fused cell moves together.
+_CACHED = 2**16
 # What the step of a map starts from: time, state, input.
 Start = tuple[Any, Tensor, Tensor | None]
 
@@ -237,11 +239,23 @@ class FusedTangents(Tangents):
             us = inputs_at(piece, (0.0,), batch[:-1])
             hs, parts = run(cell, None if us is None else us[:, 0], h, dts, rule)
             scale = Scales(dts, cell.pace, h).together
-            v = push_block(cell, cell.factors(parts, hs[:-1], scale, rule), v)
+            v = self._push(cell.factors(parts, hs[:-1], scale, rule), v)
             if self.volumes:
                 self._dense.advance(piece, h.view(batch), v[:0].view(0, *batch))
             h = hs[-1]
         return h.reshape(batch), v.reshape(len(v), *batch)
+
+    def _push(self, factors: Sequence[Tensor], v: Tensor) -> Tensor:
+        """As many samples at a time as stay in the cache, all steps of them."""
+        samples, size = v.shape[1], max(1, _CACHED // max(1, len(v) * v.shape[2]))
+        if samples <= size:
+            return push_block(self.cell, tuple(factors), v)
+        moved = torch.empty_like(v, memory_format=torch.contiguous_format)
+        for first in range(0, samples, size):
+            some = slice(first, first + size)
+            own = tuple(part[:, some] if part.shape[1] == samples else part for part in factors)
+            moved[:, some] = push_block(self.cell, own, v[:, some])
+        return moved
 
 
 def tangents_of(prob: ODEProblem, alg: FixedStepAlgorithm, k: int, volumes: bool) -> Tangents:

@@ -29,7 +29,8 @@ from ctgate.experiments.speed.table import table, write
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = [
-    ROOT / "benchmarks" / "speed" / f"{name}.py" for name in ("discrete", "adaptive", "products", "record")
+    ROOT / "benchmarks" / "speed" / f"{name}.py"
+    for name in ("discrete", "adaptive", "products", "dynamics", "record")
 ]
 TINY = Preset(
     rounds=2,
@@ -47,6 +48,9 @@ TINY = Preset(
     sample_hidden=3,
     sample_loop=2,
     tangent_steps=5,
+    lyapunov_size=6,
+    lyapunov=((1, 2), (2, 1)),
+    lyapunov_rounds=1,
 )
 
 
@@ -247,7 +251,8 @@ def test_targets_belong_to_their_sizes_and_devices():
     assert {("gru", *size) for size in FULL.gru} | {("dense", FULL.hidden, t) for t in FULL.dense} <= named
     fields = [f.name for f in dataclasses.fields(Preset)]
     shorter = {name for name in fields if getattr(FULL, name) != getattr(QUICK, name)}
-    assert shorter == {"rounds", "gru", "lstm", "dense", "tolerances", "sample_loop", "tangent_steps"}
+    lengths = {"rounds", "gru", "lstm", "dense", "tolerances", "sample_loop", "tangent_steps", "lyapunov"}
+    assert shorter == lengths
     assert min(FULL.rounds, QUICK.rounds) >= 5
 
 

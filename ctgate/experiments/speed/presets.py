@@ -17,6 +17,8 @@ class Preset:
     flows and of the tangent. ``span`` [tau] of the flows, and their ``tolerances``, or ``knot_tolerance``
     where the input has knots. ``samples``, ``sample_steps`` and ``sample_hidden`` of the gradients of
     samples, and ``sample_loop``, on how many of them the loop is timed. ``tangent_steps`` of the tangent.
+    ``lyapunov_size`` units of the network whose exponents are wanted, ``lyapunov`` (initial states, span
+    [tau]) of each case, and its ``lyapunov_rounds``.
     """
 
     rounds: int
@@ -34,6 +36,9 @@ class Preset:
     sample_hidden: int
     sample_loop: int
     tangent_steps: int
+    lyapunov_size: int
+    lyapunov: tuple[tuple[int, int], ...]
+    lyapunov_rounds: int
 
 
 FULL = Preset(
@@ -52,6 +57,9 @@ FULL = Preset(
     sample_hidden=64,
     sample_loop=16,
     tangent_steps=1024,
+    lyapunov_size=200,
+    lyapunov=((1, 1000), (8, 100)),
+    lyapunov_rounds=3,
 )
 QUICK = Preset(
     rounds=5,
@@ -69,6 +77,9 @@ QUICK = Preset(
     sample_hidden=64,
     sample_loop=8,
     tangent_steps=256,
+    lyapunov_size=200,
+    lyapunov=((1, 30), (8, 10)),
+    lyapunov_rounds=3,
 )
 PRESETS: dict[str, Preset] = {"quick": QUICK, "full": FULL}
 
@@ -109,6 +120,8 @@ _CPU: dict[Key, Target] = {
     ("samples vmap", 256, 120): Target(10.0),
     ("tangent", 128, 1024): Target(4.0),
     ("stiff gates",): _at_most(0.25),
+    ("lyapunov", "Euler", 200, 1): Target(3.0),
+    ("lyapunov", "Euler", 200, 8): Target(4.0),
 }
 _CUDA: dict[Key, Target] = {
     **{("gru", hidden, steps): Target(0.9) for hidden, steps in FULL.gru},

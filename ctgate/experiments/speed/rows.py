@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from ctgate.experiments.speed import adaptive, discrete, products, record, stiff
+from ctgate.experiments.speed import adaptive, discrete, dynamics, products, record, stiff
 from ctgate.experiments.speed.lines import Line
 from ctgate.experiments.speed.presets import Preset, preset_from
 
@@ -24,6 +24,7 @@ ROWS: dict[str, Row] = {
     "7": adaptive.exact_gradient,
     "8": products.samples,
     "11": products.tangent,
+    "13": dynamics.spectrum,
     "15": stiff.gates,
     "record": record.record,
 }
