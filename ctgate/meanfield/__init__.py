@@ -1,6 +1,8 @@
 """Theory of large random networks: fixed points, spectra and chaos from a few averages."""
 
+from ctgate.meanfield.complexity import complexity
 from ctgate.meanfield.network import RandomNetwork
+from ctgate.meanfield.phase import phase_diagram, saddle_node
 from ctgate.meanfield.random_matrix import (
     eigenvalue_fraction,
     pinched_radius,
@@ -16,8 +18,11 @@ from ctgate.meanfield.vanilla import vanilla
 __all__ = [
     "THEORIES",
     "RandomNetwork",
+    "complexity",
     "eigenvalue_fraction",
+    "phase_diagram",
     "pinched_radius",
+    "saddle_node",
     "slow_mode_fraction",
     "spectral_boundary",
     "spectral_radius",

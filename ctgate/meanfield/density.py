@@ -191,6 +191,27 @@ def _random_part(answers: Answers, population: Population, g: Array, s: Array) -
     return np.asarray(np.einsum("mubk,mubk,mk,u->m", turned, answers.derivative, strength, population.weight))
 
 
+def expansion_rate(population: Population, factors: Array) -> Array:
+    r""":math:`d \ln|\det(1 - t H(0) U)| / d\ln t` per unit at factors t (m,), :math:`\sum_b s_b g_b`."""
+    found = np.zeros(factors.shape)
+    transfer = transfer_matrix(population, np.zeros(1)) * factors[:, None, None] ** 2
+    each = max(1, _AT_ONCE // population.weight.size)
+    active = np.flatnonzero(perron(transfer) > 1.0)
+    at_rest = _answers(population, np.zeros(1, dtype=complex))
+    for part in (active[k : k + each] for k in range(0, active.size, each)):
+        scale = factors[part, None, None, None]
+        answers = Answers(
+            scale * at_rest.value,
+            scale * at_rest.derivative,
+            scale**2 * at_rest.squares,
+            scale[..., 0] ** 2 * at_rest.cross,
+            at_rest.sees,
+        )
+        g, s = _solve(answers, population, transfer[part])
+        found[part] = (g * s).sum(-1)
+    return found
+
+
 def enclosed(population: Population, curve: Complex, steps: Complex) -> float:
     r"""Eigenvalues per unit inside a closed curve, whose upper half is given by points :math:`\lambda_j` with
     the increments :math:`d\lambda_j` of a quadrature; the lower half mirrors it."""

@@ -77,7 +77,10 @@ def setting_of(network: RandomNetwork, changes: Mapping[str, ArrayLike] | None =
 def gate_moments(setting: Setting, block: str, q: Array) -> tuple[Array, Array]:
     r""":math:`E\sigma(y)` and :math:`E\sigma(y)^2` of the gate of a block."""
     mean, variance = setting.seen(block, q)
-    return average(expit, variance, mean), average(_sigma_squared, variance, mean)
+    y, weight = rule(np.sqrt(variance), mean)
+    opened = _sigma(y)
+    weight = weight * opened
+    return np.asarray(weight.sum(-1)), np.asarray((weight * opened).sum(-1))
 
 
 def reset_factors(setting: Setting, q: Array) -> tuple[Array, Array]:
@@ -95,7 +98,10 @@ def reset_factors(setting: Setting, q: Array) -> tuple[Array, Array]:
 def candidate_variance(setting: Setting, q: Array) -> Array:
     r""":math:`a_h^2\,(q\,C_r + v)`, of the candidate's pre-activation where the reset gate acts before the
     product, or where there is none."""
-    opened = reset_factors(setting, q)[0]
+    opened: Array | float = 1.0
+    if "r" in setting.gains:
+        mean, variance = setting.seen("r", q)
+        opened = average(_sigma_squared, variance, mean)
     return np.asarray(setting.gains["h"] ** 2 * (q * opened + setting.input_variance))
 
 
@@ -227,7 +233,12 @@ def _slope_squared(y: Array) -> Array:
 
 
 def _sigma_squared(y: Array) -> Array:
-    return np.asarray(expit(y) ** 2)
+    return np.asarray(_sigma(y) ** 2)
+
+
+def _sigma(y: Array) -> Array:
+    """The logistic function to 1e-16 of 1, not of itself as expit has it, at a third of the time."""
+    return np.asarray(0.5 + 0.5 * np.tanh(0.5 * y))
 
 
 _BEFORE = Equations(_map_before, _gain_before, "h")

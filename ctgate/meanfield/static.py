@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.special import ndtr
 
@@ -73,7 +74,7 @@ def solutions(equations: Equations, setting: Setting) -> Array:
     return np.array([*zero, *np.exp(roots)])
 
 
-def has_zero(equations: Equations, setting: Setting) -> Array:
+def has_zero(equations: Equations, setting: Setting) -> NDArray[np.bool_]:
     """Whether q = 0 is a solution: no bias of the candidate and no input."""
     return np.asarray((setting.biases[equations.candidate] == 0.0) & (setting.input_variance == 0.0))
 
@@ -87,7 +88,7 @@ def slope(equations: Equations, setting: Setting, q: Array, rho: Array) -> Array
     return np.asarray(np.where(q > 0.0, rise, rho**2))
 
 
-def in_marginal_band(network: RandomNetwork, setting: Setting, q: Array, rho: Array) -> Array:
+def in_marginal_band(network: RandomNetwork, setting: Setting, q: Array, rho: Array) -> NDArray[np.bool_]:
     r"""Whether :math:`1 < \rho^2 < 1/P`, P the share of gates on the rate that are rather open than shut."""
     if "z" not in network.blocks or network.field is ScalarGate:
         return np.zeros(q.shape, dtype=bool)
