@@ -30,7 +30,7 @@ from ctgate.experiments.speed.table import table, write
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = [
     ROOT / "benchmarks" / "speed" / f"{name}.py"
-    for name in ("discrete", "adaptive", "products", "dynamics", "record")
+    for name in ("discrete", "adaptive", "products", "dynamics", "meanfield", "record")
 ]
 TINY = Preset(
     rounds=2,
@@ -51,6 +51,8 @@ TINY = Preset(
     lyapunov_size=6,
     lyapunov=((1, 2), (2, 1)),
     lyapunov_rounds=1,
+    phase=4,
+    phase_loop=3,
 )
 
 

@@ -18,7 +18,8 @@ class Preset:
     where the input has knots. ``samples``, ``sample_steps`` and ``sample_hidden`` of the gradients of
     samples, and ``sample_loop``, on how many of them the loop is timed. ``tangent_steps`` of the tangent.
     ``lyapunov_size`` units of the network whose exponents are wanted, ``lyapunov`` (initial states, span
-    [tau]) of each case, and its ``lyapunov_rounds``.
+    [tau]) of each case, and its ``lyapunov_rounds``. ``phase``, values of each parameter of a phase diagram,
+    and ``phase_loop``, on how many of its cells the loop is timed.
     """
 
     rounds: int
@@ -39,6 +40,8 @@ class Preset:
     lyapunov_size: int
     lyapunov: tuple[tuple[int, int], ...]
     lyapunov_rounds: int
+    phase: int
+    phase_loop: int
 
 
 FULL = Preset(
@@ -60,6 +63,8 @@ FULL = Preset(
     lyapunov_size=200,
     lyapunov=((1, 1000), (8, 100)),
     lyapunov_rounds=3,
+    phase=40,
+    phase_loop=64,
 )
 QUICK = Preset(
     rounds=5,
@@ -80,6 +85,8 @@ QUICK = Preset(
     lyapunov_size=200,
     lyapunov=((1, 30), (8, 10)),
     lyapunov_rounds=3,
+    phase=40,
+    phase_loop=64,
 )
 PRESETS: dict[str, Preset] = {"quick": QUICK, "full": FULL}
 
@@ -122,6 +129,7 @@ _CPU: dict[Key, Target] = {
     ("stiff gates",): _at_most(0.25),
     ("lyapunov", "Euler", 200, 1): Target(3.0),
     ("lyapunov", "Euler", 200, 8): Target(4.0),
+    ("phase", 40): Target(20.0),
 }
 _CUDA: dict[Key, Target] = {
     **{("gru", hidden, steps): Target(0.9) for hidden, steps in FULL.gru},

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from ctgate.experiments.speed import adaptive, discrete, dynamics, products, record, stiff
+from ctgate.experiments.speed import adaptive, discrete, dynamics, meanfield, products, record, stiff
 from ctgate.experiments.speed.lines import Line
 from ctgate.experiments.speed.presets import Preset, preset_from
 
@@ -26,6 +26,7 @@ ROWS: dict[str, Row] = {
     "11": products.tangent,
     "13": dynamics.spectrum,
     "15": stiff.gates,
+    "phase": meanfield.phase,
     "record": record.record,
 }
 
