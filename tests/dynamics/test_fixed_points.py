@@ -75,6 +75,15 @@ def test_units_with_two_wells_each(name: str) -> None:
     np.testing.assert_array_equal(np.bincount(data["found"].to_numpy()[0]), data["reached"])
 
 
+def test_each_start_knows_its_point() -> None:
+    field, _ = separate_leaky()
+    roots = np.array(np.meshgrid(*(wells(x) for x in (2.0, 1.5, 3.0)), indexing="ij")).reshape(3, -1).T
+    starts = np.random.default_rng(0).permutation(roots)[:20] + 1e-3
+    data = fixed_points(field, starts=torch.tensor(starts))
+    assert data.sizes["point"] == 20
+    np.testing.assert_allclose(data["state"].values[data["found"].values[0]], starts, atol=3e-3)
+
+
 CHANNELS = 2
 KINDS = {
     "GRU after": lambda: ct.GRU(CHANNELS, 3, **OWN),
@@ -292,6 +301,13 @@ def test_a_line_and_a_centre_are_marginal() -> None:
     assert data["kind"].values.tolist() == ["marginal"] * 3
     np.testing.assert_allclose(np.sort(data["state"][:, 0]), [0.0, 0.5, 2.0])
     assert np.isinf(data["time_scale"]).all()
+    turned = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
+    matrix = torch.tensor(turned @ np.diag([0.0, -1.0, -2.0]) @ turned.T)
+    # Here the zero is one to rounding only.
+    plane = fixed_points(ct.Field(lambda t, h, u: h @ matrix.T, state_size=3), starts=torch.eye(3, **OWN))
+    assert plane["kind"].values.tolist() == ["marginal"] * 3
+    along = plane["state"].values @ turned
+    np.testing.assert_allclose(along[:, 1:], 0.0, atol=1e-12)
     centre = ct.Field(lambda t, h, u: torch.stack([h[..., 1], -h[..., 0]], -1), state_size=2)
     data = fixed_points(centre, starts=starts)
     assert data["kind"].values.tolist() == ["marginal"]
