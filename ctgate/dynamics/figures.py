@@ -1,4 +1,4 @@
-"""Figures of spectra and of fixed points, from labelled Datasets. Need matplotlib, the extra ``plot``."""
+"""Figures of spectra, exponents and fixed points, from Datasets only. Need matplotlib, the extra ``plot``."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -7,7 +7,7 @@ import xarray as xr
 from jaxtyping import Complex
 
 from ctgate.dynamics.modes import eigenvalues
-from ctgate.plotting import BLACK, BLUE, GREEN, GREY, ORANGE, RED, _figure, _tidy
+from ctgate.plotting import BLACK, BLUE, GREEN, GREY, ORANGE, RED, _figure, _module, _tidy
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -84,4 +84,42 @@ def plot_fixed_points(plane: xr.Dataset) -> "Figure":
     axes.set_title(f"Fixed and slow points of the {what}", loc="left", fontsize=11)
     axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(0.0, -0.12), ncols=4)
     _tidy(axes)
+    return figure
+
+
+def plot_exponents(dataset: xr.Dataset) -> "Figure":
+    """The spectrum with its standard errors and the zero line, and how the estimates settled.
+
+    Parameters:
+        dataset: from :func:`ctgate.dynamics.lyapunov_spectrum`; samples and trajectories lie on one another.
+    """
+    figure = _figure(9.0, 3.8)
+    left, right = figure.subplots(1, 2, width_ratios=[1.2, 1.0])
+    index, times = dataset["index"].to_numpy(), dataset["time"].to_numpy()
+    values, errors = (
+        dataset[name].transpose(..., "index").to_numpy().reshape(-1, len(index))
+        for name in ("exponents", "standard_error")
+    )
+    history = (
+        dataset["history"].transpose("time", ..., "index").to_numpy().reshape(len(times), -1, len(index))
+    )
+    for value, error in zip(values, errors, strict=True):
+        left.errorbar(index, value, error, color=BLUE, ecolor=GREY, ls="", marker="o", ms=3.5, capsize=2)
+    # A few of many: the first, the last, and those between at equal distances.
+    shown = np.unique(np.linspace(0, len(index) - 1, min(8, len(index))).round().astype(int))
+    colours = _module("matplotlib").colormaps["viridis"](np.linspace(0.0, 0.85, len(shown)))
+    for number, colour in zip(shown, colours, strict=True):
+        lines = right.plot(times, history[:, :, number], color=colour, lw=1.1)
+        lines[0].set_label(f"$\\lambda_{{{index[number]}}}$")
+    for axes in (left, right):
+        axes.axhline(0.0, color=BLACK, lw=0.9, ls="--")
+        _tidy(axes)
+    left.set_xlabel("number of the exponent")
+    left.set_ylabel("exponent [1/time]")
+    dimension = float(dataset["kaplan_yorke"].mean())
+    known = f", Kaplan-Yorke dimension {dimension:.3g}" if np.isfinite(dimension) else ""
+    left.set_title(f"Lyapunov spectrum of the {dataset.attrs['kind']}{known}", loc="left", fontsize=11)
+    right.set_xlabel("time [units of tau]")
+    right.set_ylabel("estimate so far [1/time]")
+    right.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
