@@ -1,6 +1,8 @@
 """Theory of large random networks: fixed points, spectra and chaos from a few averages."""
 
 from ctgate.meanfield.complexity import complexity
+from ctgate.meanfield.dynamic import dmft, max_lyapunov, onset
+from ctgate.meanfield.figures import plot_phase_diagram
 from ctgate.meanfield.network import RandomNetwork
 from ctgate.meanfield.phase import phase_diagram, saddle_node
 from ctgate.meanfield.random_matrix import (
@@ -19,9 +21,13 @@ __all__ = [
     "THEORIES",
     "RandomNetwork",
     "complexity",
+    "dmft",
     "eigenvalue_fraction",
+    "max_lyapunov",
+    "onset",
     "phase_diagram",
     "pinched_radius",
+    "plot_phase_diagram",
     "saddle_node",
     "slow_mode_fraction",
     "spectral_boundary",

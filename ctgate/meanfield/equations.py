@@ -28,7 +28,7 @@ class Setting(NamedTuple):
 
     def seen(self, block: str, q: Array) -> tuple[Array, Array]:
         """Mean and variance of what a gate sees: b_k and a_k^2 (q + v)."""
-        return self.biases[block], self.gains[block] ** 2 * (q + self.input_variance)
+        return self.biases[block], np.asarray(self.gains[block] ** 2 * (q + self.input_variance))
 
     def take(self, index: Any) -> "Setting":
         """The setting at some of the places of its arrays."""
@@ -170,8 +170,8 @@ def cell_nodes(setting: Setting, q: Array, forget: tuple[Array, Array] | None = 
     )
     y, of_f = (y, of_f) if forget is None else forget
     into, keep, shut = expit(i)[..., :, None], expit(y)[..., None, :], expit(-y)[..., None, :]
-    # Beyond e^27 less than 1e-11 of the units have a |g| that is not saturated.
-    steepness = np.minimum(into / np.maximum(shut, 1e-300), np.exp(27.0))
+    # Beyond e^20 less than 2e-9 of the units have a |g| that is not saturated.
+    steepness = np.minimum(into / np.maximum(shut, 1e-300), np.exp(20.0))
     mean, variance = (part[..., None, None] for part in setting.seen("g", q))
     scaled, of_g = rule(steepness * np.sqrt(variance), steepness * mean)
     weight = (of_i[..., :, None] * of_f[..., None, :])[..., None] * of_g
@@ -219,6 +219,8 @@ def _in_parts(function: Curve, setting: Setting, q: Array) -> Array:
     """``function`` of a few places at a time: its integrand fills three dimensions more."""
     gains, biases = ({k: x.ravel() for k, x in part.items()} for part in (setting.gains, setting.biases))
     flat, values = Setting(gains, biases, setting.input_variance.ravel()), q.ravel()
+    if not q.size:
+        return np.zeros(q.shape)
     each = max(1, _AT_ONCE // _CELL)
     parts = [slice(k, k + each) for k in range(0, values.size, each)]
     return np.concatenate([function(flat.take(part), values[part]) for part in parts]).reshape(q.shape)

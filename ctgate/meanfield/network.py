@@ -113,8 +113,10 @@ class RandomNetwork:
         options = dict(self.options)
         if self.field is GRU:
             options["reset"] = self.reset or "after"
-        drawn: VectorField = self.field(channels, self.size, dtype=dtype, **options)  # type: ignore[call-arg]
         generator = torch.Generator().manual_seed(self.seed if seed is None else seed)
+        # The weights that the field starts with, all replaced, are not drawn from torch's global generator.
+        options.setdefault("generator", torch.Generator())
+        drawn: VectorField = self.field(channels, self.size, dtype=dtype, **options)  # type: ignore[call-arg]
         parameters = dict(drawn.named_parameters())
         rows = {block: 1 if self.field is ScalarGate and block == "z" else self.size for block in self.blocks}
         gains, biases = (

@@ -168,9 +168,9 @@ def _gain_of(equations: Equations, unit: Setting, place: Index, log_q: Array) ->
 
     every = np.arange(q.size)
     low, high = np.full(q.size, -2.0), np.full(q.size, 2.0)
-    while (at_low := lacking(every, low)).max() > 0.0:
+    while (at_low := lacking(every, low)).max(initial=0.0) > 0.0:
         low = np.where(at_low > 0.0, low - 2.0, low)
-    while (at_high := lacking(every, high)).min() < 0.0:
+    while (at_high := lacking(every, high)).min(initial=0.0) < 0.0:
         high = np.where(at_high < 0.0, high + 2.0, high)
     return np.exp(solve_bracketed(lacking, low, high, at_low, at_high))
 

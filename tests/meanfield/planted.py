@@ -3,7 +3,10 @@
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+
+import ctgate as ct
 
 Array = NDArray[np.float64]
 
@@ -88,3 +91,20 @@ def lstm_jacobian(planted: Planted) -> Array:
     e = o * (1 - t**2)
     to_hidden = e[:, None] * to_cell + (t * o * (1 - o))[:, None] * w["o"]
     return np.block([[np.diag(f), to_cell], [np.diag(e * f), to_hidden]])
+
+
+def field_of(planted: Planted, reset: str = "before") -> tuple[ct.GRU | ct.LSTM, torch.Tensor]:
+    """The field with these weights, and the state: (h,) or (c, h)."""
+    size, cell = len(planted.h), planted.cell
+    field: ct.GRU | ct.LSTM
+    if cell is None:
+        field, order = ct.GRU(0, size, reset=reset, dtype=torch.float64), "rzh"
+    else:
+        field, order = ct.LSTM(0, size, dtype=torch.float64), "ifgo"
+    assert field.bias_ih is not None
+    assert field.bias_hh is not None
+    with torch.no_grad():
+        field.weight_hh.copy_(torch.from_numpy(np.concatenate([planted.weights[k] for k in order])))
+        field.bias_ih.copy_(torch.from_numpy(np.repeat([planted.biases[k] for k in order], size)))
+        field.bias_hh.zero_()
+    return field, torch.from_numpy(planted.h if cell is None else np.concatenate([cell, planted.h]))

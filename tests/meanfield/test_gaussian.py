@@ -65,7 +65,7 @@ def test_correlated_averages_by_two_ways(c: float) -> None:
     second = 0.3 + c / 2 * (first - 0.3) + second
     direct = (np.tanh(first) * np.tanh(second) ** 2 * weight[:, None] * weight).sum()
     found = pair_average(np.tanh, FUNCTIONS["tanh^2"], 2.0, c, 0.3)
-    assert found == pytest.approx(direct, abs=1e-8)  # that of 90 Gauss-Hermite nodes at this gain
+    assert found == pytest.approx(direct, abs=1e-6)  # that of 90 Gauss-Hermite nodes at this gain
     a, b = (hermite_coefficients(f, 2.0, 0.3, 120) for f in (np.tanh, FUNCTIONS["tanh^2"]))
     squares = average(FUNCTIONS["tanh^2"], 2.0, 0.3), average(lambda y: np.tanh(y) ** 4, 2.0, 0.3)
     left_out = ((squares[0] - a @ a) * (squares[1] - b @ b)) ** 0.5
