@@ -6,13 +6,13 @@ from ctgate.fields import GRU
 from ctgate.meanfield.network import RandomNetwork
 
 # static: fixed points and their stability. boundary: where eigenvalues lie. density: how many lie where, and
-# the complexity of fixed points. dmft: autocorrelations and the largest exponent of the flow.
+# the complexity of fixed points. dmft: autocorrelations and the largest exponent.
 THEORIES: dict[str, tuple[str, ...]] = {
-    "Leaky": ("static", "boundary", "density"),
+    "Leaky": ("static", "boundary", "density", "dmft"),
     "ScalarGate": ("static", "boundary", "density"),
-    "MultiGate": ("static", "boundary", "density"),
-    "GRU before": ("static", "boundary", "density"),
-    "GRU after": ("static", "boundary", "density"),
+    "MultiGate": ("static", "boundary", "density", "dmft"),
+    "GRU before": ("static", "boundary", "density", "dmft"),
+    "GRU after": ("static", "boundary", "density", "dmft"),
     "LSTM": ("static", "boundary", "density"),
     "GatedRate": ("static", "boundary", "density", "dmft"),
 }

@@ -45,7 +45,7 @@ def vanilla(g: float, phi: str = "tanh", step: float = 0.0) -> xr.Dataset:
     - ``mean_slope``: <phi'>, and ``growth``: g^2 <phi'^2>, both at q and without the gain;
     - ``lambda_1``: the largest Lyapunov exponent per time constant, for maps too; for g <= 1 the edge of the
       spectrum at rest, g - 1 or log(1 - d + d g) / d;
-    - ``C(lag)``: in units of the time constant; the last lag is that of the numerical period's half;
+    - ``C(lag)``: lag in time constants, of a map in steps, on the grid on which it was solved;
     - ``relaxation_time``: of the last stretch of C.
 
     ``attrs``: the ``residual`` of the lag equation relative to q, ``converged``.
@@ -79,7 +79,9 @@ def _chaos(found: Profile) -> xr.Dataset:
         "lambda_1": growth_rate(found),
         "relaxation_time": found.relaxation_time,
     }
-    return _dataset(values, found.lags, found.covariance, found.residual, found.converged)
+    step = found.network.relaxation.step
+    lags = np.round(found.lags / step) if step else found.lags
+    return _dataset(values, lags, found.covariance, found.residual, found.converged)
 
 
 def _rest(network: GaussianNetwork, g: float) -> xr.Dataset:
@@ -106,7 +108,7 @@ def _dataset(
     }
     variables: dict[str, Any] = {name: ((), value, label(*names[name])) for name, value in values.items()}
     variables["C"] = (("lag",), covariance, label("autocorrelation of x", "1"))
-    lag = ("lag", lags, label("lag", "time constant"))
+    lag = ("lag", lags, label("lag", "time constants, or steps of a map"))
     return xr.Dataset(
         variables, coords={"lag": lag}, attrs={"residual": residual, "converged": int(converged)}
     )
