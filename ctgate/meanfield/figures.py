@@ -49,8 +49,11 @@ def plot_phase_diagram(dataset: xr.Dataset) -> "Figure":
     # rho of zero and of the largest solution, and how many there are.
     rho = dataset["rho"].to_numpy()
     number = dataset["number"].to_numpy()
-    last = np.take_along_axis(rho, np.maximum(number - 1, 0)[..., None], -1)[..., 0]
-    band = dataset["marginal_band"].any("solution").to_numpy().astype(float)
+    place = np.maximum(number - 1, 0)[..., None]
+    last, band = (
+        np.take_along_axis(values, place, -1)[..., 0]
+        for values in (rho, dataset["marginal_band"].to_numpy().astype(float))
+    )
     for axes in (left, right):
         lines = ((last, 1.0, BLACK, "-"), (number.astype(float), 1.5, ORANGE, "--"), (band, 0.5, GREEN, ":"))
         for values, level, colour, style in lines:

@@ -127,9 +127,9 @@ def check_trajectory(network: RandomNetwork, size: int, far: float) -> None:
     # A few genuine outliers, since the state depends on the weights: the radius is that of the others.
     predicted = spectral_radius(field, MAP, h=h)
     assert (np.abs(spectrum) > (1.0 + far) * predicted).sum() <= 5
-    assert np.sort(np.abs(spectrum))[-6:].max() > (1.0 - far) * predicted
+    assert np.abs(np.sort(np.abs(spectrum))[-6:] / predicted - 1.0).min() < far
     counted = (np.abs(spectrum - 1.0) <= 0.3).mean()
-    assert eigenvalue_fraction(field, 1.0, 0.3, MAP, h=h) == pytest.approx(counted, abs=6.0 / size)
+    assert eigenvalue_fraction(field, 1.0, 0.3, MAP, h=h) == pytest.approx(counted, rel=0.1)
 
 
 @pytest.mark.slow
