@@ -125,7 +125,7 @@ class Benettin:
             return self._plan.interval
         if self.intervals:
             wanted = int(self._limit / self._rate) if self._rate > 0.0 else longest
-            self._length = max(1, min(wanted, 2 * self._length, longest))
+            self._length = max(1, min(wanted, 4 * self._length, longest))
         return self._length
 
     def _note(self, loss: float, whole: Tensor, steps: int) -> None:

@@ -208,7 +208,7 @@ class StepMatrices(Tangents):
             if us is not None:
                 us = us.reshape(len(us), *(1,) * (hs.ndim - us.ndim), *us.shape[1:])
             return function(0.0 if field.autonomous else ts.reshape(-1, *(1,) * (hs.ndim - 1)), hs, us)
-        if self._vmappable:
+        if self._vmappable and len(starts) > 1:
             try:
                 found: Tensor = vmap(function, in_dims=(0, 0, None if us is None else 0))(ts, hs, us)
                 return found

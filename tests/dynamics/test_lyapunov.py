@@ -23,6 +23,7 @@ from ctgate.integrators.grid import FixedSteps, intervals
 from ctgate.integrators.steppers import TABLEAUS
 from ctgate.kernels.fused import EULER, EXPONENTIAL
 from ctgate.meanfield import RandomNetwork
+from tests.typechecker import unchecked
 
 PLAIN = {"update_gate": False, "reset_gate": False}
 LORENZ = np.array([0.9056, 0.0, -14.5723])
@@ -573,9 +574,9 @@ def test_what_does_not_fit_is_named() -> None:
         (ValueError, "leave nothing", {"alg": ct.RK4(0.1), "transient": 6.0, "warmup": 5.0}),
     ):
         with pytest.raises(error, match=match):
-            lyapunov_spectrum(prob, **options)  # type: ignore[arg-type]
+            unchecked(lyapunov_spectrum)(prob, **options)
     with pytest.raises(TypeError, match="prob is int"):
-        lyapunov_spectrum(3, ct.RK4(0.1))  # type: ignore[arg-type]
+        unchecked(lyapunov_spectrum)(3, ct.RK4(0.1))
     own = ct.remake(prob, tspan=(torch.zeros(2), torch.tensor([1.0, 2.0])))
     with pytest.raises(ValueError, match="times of their own"):
         lyapunov_spectrum(own, ct.RK4(0.1))
@@ -625,10 +626,12 @@ def test_the_error_of_independent_blocks_is_that_of_their_mean() -> None:
 
 def test_no_digits_are_lost_where_growth_changes_at_once() -> None:
     """A contraction that begins after the interval was chosen: the loop goes back."""
+    turn = torch.tensor([[0.6, 0.8], [-0.8, 0.6]], dtype=torch.float64)
 
     def sudden(t: Tensor, h: Tensor, u: Tensor | None) -> Tensor:
         fast = torch.where(t > 1.0, 300.0, 1.0)
-        return torch.stack([-h[..., 0] + h[..., 1], -fast * h[..., 1]], -1)
+        x, y = (h @ turn).unbind(-1)
+        return torch.stack([y - x, -fast * y], -1) @ turn.mT
 
     prob = ct.ODEProblem(ct.Field(sudden), randn(2), (0.0, 2.0))
     one, two = (
