@@ -227,7 +227,7 @@ def pinched_radius(
 
 
 def _population(
-    of: Source, h: Tensor | None, u: Tensor | None, solution: int, theory: str, owner: str
+    of: object, h: Tensor | None, u: Tensor | None, solution: int, theory: str, owner: str
 ) -> Population:
     """The units of a field at a state, or of a network at a mean-field fixed point."""
     if isinstance(of, VectorField):

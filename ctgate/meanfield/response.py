@@ -11,15 +11,17 @@ unit the noise :math:`n_k = (U_k s_{b(k)})` of what they see, and the unit answe
 needs of a network is how :math:`(p, \alpha, \beta)` are distributed over its units.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.special import expit
 
 from ctgate.meanfield.equations import Array
 
 Values = Mapping[str, Array]
+Rows = Sequence[Sequence[ArrayLike]]
 
 
 class State(NamedTuple):
@@ -147,11 +149,11 @@ def _gated_rate(state: State) -> Response:
     )
 
 
-def _response(pole: Array, through: list[list[Array]], aside: list[list[Array]] | None = None) -> Response:
-    every = [entry for rows in (through, aside or []) for row in rows for entry in row]
-    shape = np.broadcast_shapes(pole.shape, *(entry.shape for entry in every))
+def _response(pole: ArrayLike, through: Rows, aside: Rows | None = None) -> Response:
+    every = [np.asarray(entry) for rows in (through, aside or []) for row in rows for entry in row]
+    shape = np.broadcast_shapes(np.shape(pole), *(entry.shape for entry in every))
 
-    def stacked(rows: list[list[Array]]) -> Array:
+    def stacked(rows: Rows) -> Array:
         return np.stack([np.stack([np.broadcast_to(x, shape) for x in row], -1) for row in rows], -2)
 
     full = stacked(through)

@@ -116,7 +116,7 @@ def outline(population: Population, n: int) -> Complex:
     ends = solve_bracketed(excess, grid[at], grid[at + 1], value[at], value[at + 1], 1e-3 * _THINNEST)
     parts = ends.reshape(-1, 2)
     shares = (parts[:, 1] - parts[:, 0]) / (parts[:, 1] - parts[:, 0]).sum()
-    counts = np.maximum(np.rint(0.5 * n * shares).astype(int), 5)
+    counts = np.maximum(np.rint(0.5 * n * shares).astype(int), 5).tolist()
     x = np.concatenate([_cosine(a, b, count)[1:-1] for (a, b), count in zip(parts, counts, strict=True)])
     y = _height(population, x, thinnest)
     curves, done = [], 0
