@@ -35,8 +35,9 @@ def static(network: RandomNetwork) -> xr.Dataset:
     =====================================  ==================================================================
 
     and :math:`y_k \sim (b_k, a_k^2 (q + v))` for the gates. The gate on the rate drops out. Averages have an
-    error of 1e-12 (2e-9 in an LSTM whose forget gate is steep); every solution is bracketed on a grid in :math:`\ln q` that also looks at extrema between
-    its points, so pairs are found from their birth at a saddle-node, and non-zero ones from 1e-9.
+    error of 1e-12 (2e-9 in an LSTM whose forget gate is steep). Every solution is bracketed on a grid in
+    :math:`\ln q` that also looks at extrema between its points, so pairs are found from their birth at a
+    saddle-node, and non-zero ones from 1e-9.
 
     Returns: Dataset over ``solution``, in the order of q, and ``gate``, with
 
