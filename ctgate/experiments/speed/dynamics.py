@@ -84,12 +84,12 @@ def spectrum(preset: Preset, device: str) -> Iterator[Line]:
     """All exponents of a network, for one and for several initial states.
 
     The targets are for steps of one product with the weights, Euler's, where the factorisation is most of the
-    work. RK4's of four leave less of it to save; they are recorded, over spans of at most 30.
+    work. RK4's of four leave less of it to save; they are recorded, over at most 10 tau.
     """
     size = preset.lyapunov_size
     for alg in (ct.Euler(_DT), ct.RK4(_DT)):
         for batch, whole in preset.lyapunov:
-            span = whole if isinstance(alg, ct.Euler) else min(30, whole)
+            span = whole if isinstance(alg, ct.Euler) else min(10, whole)
             case = Network(size, batch, alg, device)
             found = (case.ours(_COMPARED) - case.plain(_COMPARED)).abs().max()
             name = type(alg).__name__
