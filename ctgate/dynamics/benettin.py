@@ -42,7 +42,7 @@ class Benettin:
         numbers = torch.finfo(self._h.dtype)
         self._eps = numbers.eps
         # How much shorter than itself a tangent's own part may become, as a logarithm, and a tangent.
-        self._limit, self._range = -0.25 * math.log(numbers.eps), 0.25 * math.log(numbers.max)
+        self._limit, self._range = -0.2 * math.log(numbers.eps), 0.25 * math.log(numbers.max)
         self._rate, self._length = 0.0, 1
         self._times: list[float] = [float(plan.ends[plan.counted])]
         self._logs: list[Tensor] = []
@@ -106,8 +106,8 @@ class Benettin:
             loss = min(-math.log(max(float(left.min()), 1e-300)), -math.log(self._eps))
             steps = last - number
             self._note(loss, whole, steps)
-            if loss > 2.0 * self._limit and steps > 1 and not fixed:
-                # Too far: half of the digits are gone. Once more, in shorter pieces.
+            if loss > 1.25 * self._limit and steps > 1 and not fixed:
+                # Too far. Once more, in shorter pieces.
                 self._h, self._v = before[:2]
                 self._tangents.volume.copy_(before[2])
                 continue
