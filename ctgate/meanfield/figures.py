@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
-from ctgate.plotting import BLACK, GREEN, GREY, ORANGE, _figure, _module, _tidy
+from ctgate.plotting import BLACK, BLUE, GREEN, GREY, ORANGE, _figure, _module, _tidy
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -74,3 +74,42 @@ def plot_phase_diagram(dataset: xr.Dataset) -> "Figure":
     left.set_title(f"Fixed points, {dataset.attrs['network']}", loc="left", fontsize=10)
     right.set_title("Regions", loc="left", fontsize=10)
     return figure
+
+
+def plot_autocorrelation(dataset: xr.Dataset) -> "Figure":
+    """Autocorrelations by lag, each in units of its value at lag 0, and the last stretch's exponential.
+
+    Parameters:
+        dataset: from :func:`ctgate.meanfield.dmft` or :func:`ctgate.meanfield.vanilla`.
+
+    Raises: ValueError for the Dataset of a network at rest, which has no lags.
+    """
+    names = [name for name in ("C", *_CORRELATIONS) if name in dataset]
+    if not names or dataset.sizes.get("lag", 0) < 2:
+        raise ValueError("plot_autocorrelation: the dataset has no lags; it must be that of a chaotic state")
+    figure = _figure(6.0, 3.6)
+    axes = figure.subplots()
+    lag, time = dataset["lag"], float(dataset["relaxation_time"])
+    first = dataset[names[0]]
+    # Until a hundredth is left, and not less than a few lags.
+    shown = lag.to_numpy() <= max(float(lag[int((first > 0.01 * first[0]).sum())]), float(lag[4]))
+    for name in names:
+        level = dataset[name].to_numpy()
+        if level[0] > 0.0:
+            text, colour = _CORRELATIONS.get(name, ("x", BLACK))
+            axes.plot(lag[shown], level[shown] / level[0], color=colour, lw=1.4, label=text)
+    axes.axhline(0.0, color=GREY, lw=0.6)
+    axes.set_xlabel(f"lag [{lag.attrs['units']}]")
+    axes.set_ylabel("autocorrelation / variance [1]")
+    axes.set_title(f"variance {float(first[0]):.4g}, relaxation time {time:.3g}", loc="left", fontsize=10)
+    axes.legend(frameon=False, fontsize=9)
+    _tidy(axes)
+    return figure
+
+
+_CORRELATIONS = {
+    "C_h": ("h", BLACK),
+    "C_phi": ("firing rate", ORANGE),
+    "C_z": ("update gate's variable", GREEN),
+    "C_r": ("reset gate's variable", BLUE),
+}

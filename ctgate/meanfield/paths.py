@@ -340,7 +340,7 @@ def standard_error(values: Float[ndarray, " sweep"]) -> float:
     return max(scatter, 0.5 * abs(float(values[:half].mean() - values[half:].mean())))
 
 
-def enlarged(signal: Float[ndarray, " lag"], grid: Grid) -> tuple[Float[ndarray, " lag"], Grid]:
+def enlarged(signal: Float[ndarray, " lag"], grid: Grid) -> tuple[Float[ndarray, " longer"], Grid]:
     """The same autocorrelation on a circle twice as long; its last value holds beyond."""
     longer = dataclasses.replace(grid, points=2 * grid.points)
     return np.append(signal, np.full(grid.points // 2, signal[-1])), longer

@@ -35,7 +35,7 @@ class Reduction:
         return self.unit.gains["h"] ** 2
 
 
-def reduce(network: RandomNetwork, alg: Euler | None, adiabatic: bool, owner: str) -> Reduction:
+def reduce(network: RandomNetwork, alg: Any, adiabatic: bool, owner: str) -> Reduction:
     """What stands for the network in the flow (``alg`` None) or in Euler's map.
 
     Raises: ValueError for a network without this theory, time constants that differ between units, steps
@@ -69,6 +69,7 @@ def reduce(network: RandomNetwork, alg: Euler | None, adiabatic: bool, owner: st
 
     delayed = network.field is GatedRate
     after = network.field is GRU and network.reset != "before" and "r" in gains
+    slow_reset = delayed and not adiabatic and "r" in network.blocks
     unit = UnitNetwork(
         target="input" if delayed else "reset tanh" if after else "tanh",
         signal="tanh" if delayed else "state",
@@ -76,8 +77,8 @@ def reduce(network: RandomNetwork, alg: Euler | None, adiabatic: bool, owner: st
         biases={block: network.bias(block) for block in gains},
         rate=rate,
         update=update,
-        relaxation_z=Relaxation(1.0 / clocks["tau_z"], step) if delayed else None,
-        relaxation_r=Relaxation(1.0 / clocks["tau_r"], step) if delayed and not adiabatic else None,
+        relaxation_z=Relaxation(1.0 / clocks["tau_z"], step) if delayed and "z" in network.blocks else None,
+        relaxation_r=Relaxation(1.0 / clocks["tau_r"], step) if slow_reset else None,
         step=step,
         input_variance=network.input_variance,
     )
