@@ -142,10 +142,10 @@ class AdaptiveLoop:
 
     def _ratio(self, attempt: Attempt, h: Tensor, following: Tensor) -> Tensor:
         """:func:`error_ratio` of an attempt."""
-        if attempt.size is not None:
-            return attempt.size(*self._tolerances)
+        if isinstance(attempt.error, Tensor):
+            return error_ratio(attempt.error.detach(), h, following, *self._tolerances)
         assert attempt.error is not None
-        return error_ratio(attempt.error.detach(), h, following, *self._tolerances)
+        return attempt.error(*self._tolerances)
 
     def _graph_as_needed(self) -> torch.set_grad_enabled:
         """Autograd watches until the first result that wants a gradient."""

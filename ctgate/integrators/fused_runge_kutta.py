@@ -45,8 +45,7 @@ class FusedAttempts:
         slope = stages.slopes[-1].clone().view_as(h) if last else None
         if not estimate or stages.measures is None:
             return Attempt(following.view_as(h), slope, stages.error().view_as(h) if estimate else None)
-        size = partial(stages.measures, following, self._batch)
-        return Attempt(following.view_as(h), slope, size=size)
+        return Attempt(following.view_as(h), slope, partial(stages.measures, following, self._batch))
 
     def slope(self, dynamics: Dynamics, step: Step, h: Tensor) -> Tensor:
         """dh/dt at the start of the step."""

@@ -12,13 +12,12 @@ from ctgate.integrators.grid import Step
 
 class Attempt(NamedTuple):
     """The end of a step: state, its derivative where the method has it, and where it was asked for an
-    estimate of the local error, all of h's shape ``(*batch, state)``; or that error's ``size`` (*batch), a
-    function of rtol and atol."""
+    estimate of the local error, all of h's shape ``(*batch, state)``; in place of the estimate there may be a
+    function of rtol and atol that gives its size in units of the tolerance, (*batch)."""
 
     h: Tensor
     slope: Tensor | None = None
-    error: Tensor | None = None
-    size: Callable[[float, float], Tensor] | None = None
+    error: Tensor | Callable[[float, float], Tensor] | None = None
 
 
 # (dynamics, step, h, slope, estimate): ``slope`` is dh/dt at the start, where it is known.

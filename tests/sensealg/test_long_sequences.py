@@ -14,7 +14,7 @@ MIB = 2**20
 BETWEEN = "import subprocess, sys; sys.exit(subprocess.run(sys.argv[1:]).returncode)"
 # What the process held once everything was imported, and at its worst, in bytes.
 SCRIPT = """
-import resource, sys
+import importlib.util, resource, sys
 import torch
 import ctgate as ct
 
@@ -23,6 +23,8 @@ def peak():
 
 torch.set_num_threads(1)
 steps, hidden, checkpoints = map(int, sys.argv[1:])
+if importlib.util.find_spec("numba"):
+    import ctgate.kernels.compiled.gru
 imported = peak()
 generator = torch.Generator().manual_seed(0)
 field = ct.GRU(1, hidden, generator=generator)
@@ -76,9 +78,10 @@ def difference(steps: int, dtype: torch.dtype) -> float:
 
 
 def test_memory_grows_with_the_input_and_not_with_the_graph() -> None:
-    """Most of it is what torch loads when it first differentiates; a graph of all steps holds 100 MiB."""
-    imported, peak = measured(2500, 16, 50)
-    assert peak - imported < 60 * MIB
+    """Most of it is what torch loads when it first differentiates, and numba when it first compiles; a graph of
+    all steps holds 300 MiB."""
+    imported, peak = measured(7500, 16, 87)
+    assert peak - imported < 200 * MIB
 
 
 @pytest.mark.slow
