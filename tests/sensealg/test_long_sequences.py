@@ -78,8 +78,8 @@ def difference(steps: int, dtype: torch.dtype) -> float:
 
 
 def test_memory_grows_with_the_input_and_not_with_the_graph() -> None:
-    """Most of it is what torch loads when it first differentiates, and numba when it first compiles; a graph of
-    all steps holds 300 MiB."""
+    """Most of it is what torch loads when it first differentiates, and numba when it first compiles; a graph
+    of all steps holds 300 MiB."""
     imported, peak = measured(7500, 16, 87)
     assert peak - imported < 200 * MIB
 
