@@ -10,6 +10,9 @@ from ctgate.fields.cell import Cell
 from ctgate.fields.jacobian import Jacobian, scale_columns, scale_rows
 from ctgate.kernels import Edge, Linearization, Own, Product, Scale
 
+# The part of the state whose sigmoid a gate is.
+VARIABLES = {"update": "z", "reset": "r"}
+
 
 class GatedRate(Cell):
     r"""A rate network with dynamic gates; the state is (h, z, r),
@@ -31,7 +34,7 @@ class GatedRate(Cell):
     :math:`z = \alpha x + \beta`, with ``J_z = alpha * J`` and ``b_z = beta``.
 
     The row blocks of ``weight_hh`` (rows, hidden), ``weight_ih`` (rows, input) and ``bias`` (rows,) follow
-    ``components``: hidden, update, reset.
+    ``components``: hidden, z, r.
 
     Parameters:
         tau, tau_z, tau_r: time constants of h, z and r [time], positive scalars or one value per unit; with
@@ -93,9 +96,10 @@ class GatedRate(Cell):
 
     @property
     def components(self) -> dict[str, slice]:
-        """``hidden``, then ``update`` and ``reset`` where they exist."""
-        size = self.hidden_size
-        return {name: slice(k * size, (k + 1) * size) for k, name in enumerate(("hidden", *self.gate_names))}
+        """``hidden``, then ``z`` and ``r``, the variables of the update and the reset gate, where they
+        exist."""
+        size, names = self.hidden_size, ("hidden", *(VARIABLES[gate] for gate in self.gate_names))
+        return {name: slice(k * size, (k + 1) * size) for k, name in enumerate(names)}
 
     @property
     def tau_z(self) -> Tensor:
@@ -108,7 +112,7 @@ class GatedRate(Cell):
         return self.fixed_tau_r if self.log_tau_r is None else self.log_tau_r.exp()
 
     def _variables(self, h: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """h and the variables of the gates that exist, by name."""
+        """h and the variables of the gates, by the gates' names."""
         x, *gate_variables = h.chunk(1 + len(self.gate_names), -1)
         return x, dict(zip(self.gate_names, gate_variables, strict=True))
 
@@ -187,7 +191,7 @@ class GatedRate(Cell):
             seen, rest = firing * r, dict.fromkeys(driven[1:], size)
             edges += [
                 Scale("firing", "seen", r),
-                Scale("reset", "seen", seen * shut),
+                Scale(VARIABLES["reset"], "seen", seen * shut),
                 Product("weight_hh", "seen", {driven[0]: size}, self.weight_hh[:size], seen, None),
                 Product("weight_hh", "firing", rest, self.weight_hh[size:], firing, None),
             ]
@@ -195,8 +199,9 @@ class GatedRate(Cell):
             rows = dict.fromkeys(driven, size)
             edges.append(Product("weight_hh", "firing", rows, self.weight_hh, firing, None))
         if "update" in variables:
-            edges.append(Scale("update", "hidden'", slopes[0] * torch.sigmoid(-variables["update"])))
-        clocks = {"hidden": "log_tau", "update": "log_tau_z", "reset": "log_tau_r"}
+            shut = torch.sigmoid(-variables["update"])
+            edges.append(Scale(VARIABLES["update"], "hidden'", slopes[0] * shut))
+        clocks = {"hidden": "log_tau", "z": "log_tau_z", "r": "log_tau_r"}
         for name, rate, slope in zip(self.components, rates, slopes, strict=True):
             edges += [Scale(f"to {name}", f"{name}'", rate), Scale(name, f"{name}'", -rate)]
             if self.present(clocks[name]):
@@ -208,4 +213,4 @@ class GatedRate(Cell):
     ) -> Gates:
         """``{"update": sigma(z), "reset": sigma(r)}``, those that exist."""
         self.check_arguments(h, u)
-        return {name: torch.sigmoid(h[..., self.components[name]]) for name in self.gate_names}
+        return {name: torch.sigmoid(x) for name, x in self._variables(h)[1].items()}

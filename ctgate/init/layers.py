@@ -57,7 +57,7 @@ def layers(module: nn.Module, caller: str) -> Iterator[Layer]:
         bias = weights.get("bias", weights.get("bias_ih"))
         blocks = BLOCKS[type(module)]
         if isinstance(module, GatedRate):
-            blocks = ("h", *("z" if name == "update" else "r" for name in module.gate_names))
+            blocks = ("h", *list(module.components)[1:])
         yield _layer(type(module), blocks, weights["weight_hh"], bias, weights.get("bias_hh"))
     elif isinstance(module, (nn.GRU, nn.LSTM, nn.GRUCell, nn.LSTMCell)):
         kind: type[VectorField] = GRU if isinstance(module, (nn.GRU, nn.GRUCell)) else LSTM

@@ -79,8 +79,7 @@ def at_state(field: VectorField, h: Tensor, u: Tensor | None, owner: str) -> Pop
     size = field.hidden_size
     blocks = BLOCKS[type(field)]
     if isinstance(field, GatedRate):
-        left_out = {"z": "update", "r": "reset"}
-        blocks = tuple(k for k in blocks if k == "h" or left_out[k] in field.gate_names)
+        blocks = tuple(k for k in blocks if k == "h" or k in field.components)
     kind = f"GRU {field.reset}" if isinstance(field, GRU) else type(field).__name__
     wiring = wiring_of(kind, blocks)
     weights = _split(field.weight_hh, blocks, size)
@@ -119,7 +118,7 @@ def _state_of(
     hidden = parts["hidden"]
     if kind == "GatedRate":
         firing = np.tanh(hidden)
-        variables = {k: parts[name] for k, name in (("z", "update"), ("r", "reset")) if name in parts}
+        variables = {k: parts[k] for k in "zr" if k in parts}
         seen = firing * expit(variables["r"]) if "r" in variables else firing
         return State({**variables, "h": weights["h"] @ seen + outer["h"]}, hidden, tau)
     gates = [k for k in blocks if k != "h"]

@@ -260,7 +260,7 @@ def test_rest_decays_like_the_edge_of_its_spectrum(network: RandomNetwork) -> No
     field = network.draw()
     rest = field.initial_state(())
     if isinstance(field, ct.GatedRate):
-        rest[field.components["update"]] = network.bias("z")
+        rest[field.components["z"]] = network.bias("z")
     jacobian = ct.jacobian(field, 0.0, rest, None).full()
     edge = float(torch.linalg.eigvals(jacobian.detach()).real.max())
     assert float(max_lyapunov(network).lambda_1) == pytest.approx(edge, abs=0.05)
