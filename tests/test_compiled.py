@@ -142,6 +142,10 @@ class Spy(ModuleType):
         self.calls["backward"] += 1
         self.module.backward(*arguments)
 
+    def backward_within(self, *arguments) -> None:
+        self.calls["backward"] += 1
+        self.module.backward_within(*arguments)
+
     def __getattr__(self, name: str):
         return getattr(self.module, name)
 
@@ -237,10 +241,11 @@ def test_steps_are_those_without_loops_and_those_of_autograd(kind, case, dt, dty
     close(own, by_autograd(prob, wanted, sol.ts.tolist()), TOLERANCES[dtype])
 
 
+@pytest.mark.parametrize("learn_tau", [False, True])
 @pytest.mark.parametrize("dtype", TOLERANCES)
-def test_stages_are_those_without_loops(kind, dtype, spied):
-    """Steps of the same sizes."""
-    prob, wanted = setting(kind, hidden=17, samples=3, knots=4, dtype=dtype, tau=0.7)
+def test_stages_are_those_without_loops(kind, dtype, learn_tau, spied):
+    """Steps of the same sizes. What is kept of an evaluation is overwritten unless log tau wants it."""
+    prob, wanted = setting(kind, hidden=17, samples=3, knots=4, dtype=dtype, tau=0.7, learn_tau=learn_tau)
     alg = ct.RK4(0.4)
     _, own = results(prob, wanted, alg)
     forward, backward = spied()

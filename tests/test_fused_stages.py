@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 import ctgate as ct
-from ctgate.integrators import known
+from ctgate.integrators import fused_stages, known
 from ctgate.integrators.fused_stages import Measures
 from ctgate.integrators.runge_kutta import HEUN, MIDPOINT, RK4, TSIT5
 from ctgate.kernels.switch import fast_paths, plain_paths
@@ -152,11 +152,40 @@ def test_a_function_of_time_as_the_input():
     assert_same(mine, torch.autograd.grad(weighed(walk(prob, ct.Dopri5(), sol.ts.tolist())), gain))
 
 
+@pytest.mark.parametrize(("hidden", "kept"), [(21, True), (20, False)])
+@pytest.mark.parametrize("knots", [(), (1.3,)])
+def test_an_input_that_takes_less_room_than_the_state_is_kept(hidden, kept, knots):
+    """At seven stages: the backward pass does not ask for it again, nor a step where the last one did."""
+    times: list[float] = []
+
+    def fn(t: Tensor) -> Tensor:
+        times.append(float(t))
+        return torch.sin(t * frequencies) + (t < 1.3)
+
+    frequencies = draw(3, seed=3)
+    field = ct.GRU(3, hidden, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    h0 = draw(2, hidden, seed=1).requires_grad_()
+    wanted = {**dict(field.named_parameters()), "h0": h0}
+    prob = ct.ODEProblem(field, h0, (0.0, 3.5), ct.FunctionControl(fn, knots=knots))
+    sol = compare(prob, wanted, ct.Dopri5(), 6, **LOOSE)
+    if fast_paths() and not knots:
+        times.clear()
+        again = ct.solve(prob, ct.Dopri5(), dense=False, **LOOSE)
+        tried = sol.stats.accepted + sol.stats.rejected
+        # Nodes 1 to 5; two more are those that the first step's size is chosen by, another its start.
+        assert len(times) <= 5 * tried + 3
+        times.clear()
+        again.hs.sum().backward()
+        assert (len(times) == 0) == kept
+
+
 @pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize("size", [1, 10**6])
-def test_steps_side_by_side_in_the_backward_pass(size, monkeypatch):
+@pytest.mark.parametrize("apart", [1, 10**6])
+def test_steps_side_by_side_in_the_backward_pass(size, apart, monkeypatch):
     """One at a time, and all at once."""
     monkeypatch.setattr(known, "_CACHED", size)
+    monkeypatch.setattr(fused_stages, "_APART", apart)
     for control in CONTROLS:
         compare(*setting(control=control), ct.Dopri5(), 6, **LOOSE)
 

@@ -21,6 +21,10 @@ from ctgate.kernels.fused.walk import backwards, forwards
 
 # dt: one number, or one per sample (sample,).
 Size = float | Tensor
+# Those of steps side by side: numbers, or (step, sample).
+Sizes = Sequence[float] | Tensor
+# The numbers in a state from which on steps side by side are summed up one by one, each times one number.
+_APART = 4096
 
 
 class Sums:
@@ -88,55 +92,69 @@ class Measures:
 
 
 class Stages:
-    """Room for the stages of a step: ``points``, the states that are evaluated, ``slopes`` there, both
-    (stage, sample, state), ``parts``, what the evaluations keep, and ``measures`` of the error, None where
-    they are not compiled; ``like`` is a state (sample, state)."""
+    """Room for the stages of ``steps`` steps side by side: ``points``, the states that are evaluated,
+    ``slopes`` there, both (stage, step * sample, state), ``parts``, what the evaluations keep, and
+    ``measures`` of the error, None where they are not compiled; ``like`` is a state (sample, state)."""
 
-    def __init__(self, cell: FusedCell, tableau: Tableau, like: Tensor) -> None:
-        count = tableau.stages
+    def __init__(self, cell: FusedCell, tableau: Tableau, like: Tensor, steps: int = 1) -> None:
+        count, samples = tableau.stages, steps * len(like)
         self.cell = cell
-        self.points, start = like.new_empty(count, *like.shape), like.new_empty(count + 1, *like.shape)
+        self.points = like.new_empty(count, samples, like.shape[1])
+        start = like.new_empty(count + 1, samples, like.shape[1])
         self._start, self.slopes = start[0], start[1:]
-        self.parts = cell.room(count, len(like))
-        self._sums = Sums([*tableau.a, tableau.b, tableau.error or tableau.b], like)
-        self._flat_points = self.points.view(count, -1).unbind(0)
-        flat = start.view(count + 1, -1)
-        self._before = [flat[: k + 1].mT for k in range(count + 1)]
-        self._slopes = flat[1:].mT
-        module = kernels("errors") if tableau.error and like.device.type == "cpu" else None
+        self.parts = cell.room(count, samples)
+        weights = [*tableau.a, tableau.b, tableau.error or tableau.b]
+        groups = steps if like.numel() >= _APART else 1
+        self._sums = [Sums(weights, like) for _ in range(groups)]
+        self._flat_points = [own.unbind(0) for own in self.points.view(count, groups, -1).unbind(0)]
+        flat = start.view(count + 1, groups, -1)
+        self._before = [[own.mT for own in flat[: k + 1].unbind(1)] for k in range(count + 1)]
+        self._slopes = flat[1:, 0].mT
+        measured = tableau.error and steps == 1 and like.device.type == "cpu"
+        module = kernels("errors") if measured else None
         self.measures = None if module is None else Measures(module, start, tableau.error)
         paces = Scales([1.0] * count, cell.pace, like)
         self._evaluate = forwards(cell, self.parts, self.points, self.slopes, paces, SLOPE)
         self._from = [tuple(part[k:] for part in self.parts) for k in range(2)]
 
-    def take(self, h: Tensor, dt: Size, us: Tensor | None, first: int, stop: int) -> None:
-        """Stages ``first``, 0 or 1, to ``stop`` - 1 of a step from ``h`` (sample, state); the slopes before
-        them are there. ``us`` (stage or 1, sample, channel) is the input at these stages."""
-        cell, sums = self.cell, self._sums
+    def take(self, h: Tensor, dts: Sizes, us: Tensor | None, first: int, stop: int) -> None:
+        """Stages ``first``, 0 or 1, to ``stop`` - 1 of steps from ``h`` (step * sample, state); the slopes
+        before them are there. ``us`` (stage or 1, step * sample, channel) is the input at these stages."""
+        cell = self.cell
         self._start.copy_(h)
         parts = self._from[first]
         if stop < len(self.points):
             parts = tuple(part[first:stop] for part in self.parts)
         cell.start(parts, None if us is None else us.expand(stop - first, -1, -1))
-        sums.resize(dt)
+        for sums, dt in zip(self._sums, self._by_group(dts), strict=True):
+            sums.resize(dt)
         if self.measures is not None:
-            self.measures.resize(dt)
+            self.measures.resize(dts[0])
         for k in range(first, stop):
             if k:
-                sums.added(k, self._before[k], self._flat_points[k])
+                for sums, rows, point in zip(self._sums, self._before[k], self._flat_points[k], strict=True):
+                    sums.added(k, rows, point)
             else:
                 self.points[0].copy_(h)
             self._evaluate(k)
 
+    def _by_group(self, dts: Sizes) -> Sequence[Size]:
+        """The sizes of the steps that are summed up together."""
+        if len(dts) == len(self._sums):
+            return dts.unbind(0) if isinstance(dts, Tensor) else dts
+        if isinstance(dts, Tensor):
+            return [dts.flatten()]
+        return [self.points.new_tensor(dts).repeat_interleave(self.points.shape[1] // len(dts))]
+
     def end(self) -> Tensor:
-        """The state after the step that was taken, (sample, state)."""
+        """The state after the one step that was taken, (sample, state)."""
         count = len(self.points)
-        return self._sums.added(count, self._before[count]).view_as(self._start)
+        return self._sums[0].added(count, self._before[count][0]).view_as(self._start)
 
     def error(self) -> Tensor:
         """The estimate of its local error, (sample, state)."""
         count = len(self.points)
-        return self._sums.of(count + 1, self._slopes).view_as(self._start)
+        return self._sums[0].of(count + 1, self._slopes).view_as(self._start)
 
 
 class Reverse:
@@ -146,8 +164,8 @@ class Reverse:
     def __init__(self, cell: FusedCell, tableau: Tableau, steps: int, like: Tensor) -> None:
         count, samples = tableau.stages, len(like)
         self.steps = steps
-        self._cell, self._samples, self._count = cell, samples, count
-        self._stages = Stages(cell, tableau, like.new_empty(steps * samples, like.shape[1]))
+        self._cell, self._count = cell, count
+        self._stages = Stages(cell, tableau, like, steps)
         # By what follows it: the stages after it, and the step's end.
         weights = [
             [*(tableau.a[later][k] for later in range(k + 1, count)), tableau.b[k]] for k in range(count)
@@ -156,7 +174,9 @@ class Reverse:
         # Cotangents of the slopes, of the pre-activations, and of what a step met: the states of the stages,
         # and last the state after the step.
         self._along = like.new_empty(count, steps * samples, like.shape[1])
-        self._pre = cell.cotangents(count, steps * samples)
+        room, shape = self._stages.parts[0], (count, steps * samples)
+        # In the place of what they are made of they lie in a nearer cache.
+        self._pre = room.view(*shape, -1, cell.hidden) if cell.within else cell.cotangents(*shape)
         self._met = like.new_empty(count + 1, *like.shape)
         flat = self._met.view(count + 1, -1)
         self._after = [flat[k + 1 :].mT for k in range(count)]
@@ -171,12 +191,12 @@ class Reverse:
         paces = Scales([1.0] * each, cell.pace, like)
         self._walk = backwards(cell, tuple(parts), points[0], along[0], pre[0], self._met, paces, SLOPE, each)
 
-    def pull(self, h: Tensor, dts: Sequence[float] | Tensor, us: Tensor | None, a: Tensor) -> None:
+    def pull(self, h: Tensor, dts: Sizes, us: Tensor | None, a: Tensor) -> None:
         """``a`` (step + 1, sample, state) are the cotangents of the nodes: direct ones, and all of the last.
-        In place they become all of them. ``h`` (step, sample, state) are the states before the steps, ``dts``
-        the sizes, numbers or (step, sample), ``us`` (stage, step * sample, channel)."""
+        In place they become all of them. ``h`` (step, sample, state) are the states before the steps, ``us``
+        is (stage, step * sample, channel)."""
         sums, stages, count = self._sums, self._stages, self._count
-        stages.take(h.flatten(0, 1), self._sizes(dts, h), us, 0, count)
+        stages.take(h.flatten(0, 1), dts, us, 0, count)
         self._us = us
         self._walk.begin()
         end = self._met[count]
@@ -199,10 +219,3 @@ class Reverse:
         return cell.sums(
             stages.parts, self._along, self._pre, stages.points, self._us, cell.pace, SLOPE, 0, wants_input
         )
-
-    def _sizes(self, dts: Sequence[float] | Tensor, h: Tensor) -> Size:
-        if isinstance(dts, Tensor):
-            return dts.flatten()
-        if len(dts) == 1:
-            return dts[0]
-        return h.new_tensor(dts).unsqueeze(-1).expand(-1, self._samples).flatten()

@@ -1,9 +1,9 @@
 """Explicit Runge-Kutta steps between states that are known, as one node of the graph.
 
-The node keeps the states. Its backward pass takes the steps again on the buffers of a fused cell, several
-side by side, and pulls the cotangents back through their stages. The slope at the end of a step, which the
-next one begins with, is a function of the state there, so steps depend on one another through the states
-alone.
+The node keeps the states, and of adaptive steps the input at the stages where that takes less room. Its
+backward pass takes the steps again on the buffers of a fused cell, several side by side, and pulls the
+cotangents back through their stages. The slope at the end of a step, which the next one begins with, is a
+function of the state there, so steps depend on one another through the states alone.
 
 Where the gradient is itself to be differentiated the steps are taken again by plain operations that autograd
 follows: second and higher derivatives are right, and cost the memory of all stages. THEORY.md 8 and 19.
@@ -36,11 +36,17 @@ _CACHED = 131072
 
 
 def known_steps(
-    dynamics: Dynamics, tableau: Tableau, steps: Sequence[Step], h: Tensor, states: Tensor
+    dynamics: Dynamics,
+    tableau: Tableau,
+    steps: Sequence[Step],
+    h: Tensor,
+    states: Tensor,
+    inputs: Sequence[Tensor] = (),
 ) -> Tensor | None:
     """The states after these steps from ``h``, (step, *batch, state), whose values ``states`` are, with a
     graph to all that they depend on; None where a node would miss some of it: a function of time as the input
-    that wants a gradient, times that do.
+    that wants a gradient, times that do. ``inputs`` are those at the stages of each step, (stage, sample,
+    channel), or none: then they are looked up again.
 
     Raises (in the backward pass): RuntimeError if a tensor that the steps read was changed since.
     """
@@ -56,7 +62,7 @@ def known_steps(
         "DiscreteAdjoint()",
         "backward() takes the steps again: call it before the update",
     )
-    taken = Taken(prob, without_last(tableau), steps, tuple(named), dynamics.count, check)
+    taken = Taken(prob, without_last(tableau), steps, tuple(named), dynamics.count, check, inputs)
     us = inputs_at(steps, taken.tableau.c, prob.h0.shape[:-1]) if seen else None
     flat = states.reshape(len(states), -1, states.shape[-1])
     h0 = h.reshape(flat.shape[1:])
@@ -115,7 +121,8 @@ def _input_with_graph(prob: ODEProblem, steps: Sequence[Step]) -> bool | None:
 @dataclass(frozen=True, eq=False)
 class Taken:
     """Steps that were taken, of which problem and method, and the names of the problem's parameters;
-    ``count`` notes evaluations, ``check`` raises where a tensor was changed since."""
+    ``count`` notes evaluations, ``check`` raises where a tensor was changed since; ``seen`` is the input at
+    the stages of each step, where it was kept."""
 
     prob: ODEProblem
     tableau: Tableau
@@ -123,9 +130,12 @@ class Taken:
     names: tuple[str, ...]
     count: Callable[[int], None]
     check: Callable[[], None]
+    seen: Sequence[Tensor] = ()
 
     def inputs(self, which: slice) -> Tensor | None:
         """u at the stages of some steps, as :func:`inputs_at` gives it."""
+        if self.seen:
+            return torch.stack([us[: self.tableau.stages] for us in self.seen[which]])
         return inputs_at(self.steps[which], self.tableau.c, self.prob.h0.shape[:-1])
 
     def sizes(self, which: slice) -> Sequence[float] | Tensor:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from ctgate.algorithms import FixedStepAlgorithm, NativeAdaptiveAlgorithm
 from ctgate.integrators import torchdiffeq
@@ -75,8 +76,17 @@ def run_adaptive(
     method = method_of(alg)
     fused = fused_attempts(dynamics.prob, method)
     remember = fused is not None and checkpoints is None
-    frame = SharedFrame(cuts, jumps, recorder.keep, recorder.observe, remember, alg.norm != "max")
+    inputs: list[Tensor] = []
+
+    def observe(start: float, stop: float, h: Tensor) -> None:
+        if fused is not None and (seen := fused.seen) is not None:
+            inputs.append(seen)
+        recorder.observe(start, stop, h)
+
+    frame = SharedFrame(cuts, jumps, recorder.keep, observe, remember, alg.norm != "max")
     loop = adaptive_loop(dynamics, alg, frame, tolerances, limit, fused)
+    if fused is not None:
+        fused.remember = remember and frame.tracked
     cut_short: Halt | KeyboardInterrupt | None = None
     try:
         loop.run(dynamics.prob.h0)
@@ -90,9 +100,9 @@ def run_adaptive(
     if frame.tracked:
         states = None
         if fused is not None and frame.taken and len(frame.nodes) == len(frame.taken):
-            states = known_steps(
-                dynamics, fused.tableau, frame.taken, dynamics.prob.h0, torch.stack(frame.nodes)
-            )
+            nodes = torch.stack(frame.nodes)
+            seen = inputs if len(inputs) == len(nodes) else ()
+            states = known_steps(dynamics, fused.tableau, frame.taken, dynamics.prob.h0, nodes, seen)
         if states is None:
             outputs = replay(dynamics, method, frame.taken, checkpoints, recorder.keep)
         else:

@@ -52,3 +52,25 @@ def backward(hidden, k, j, keep, scales, hs, along, pres, outs, rows):
             of_r[i] = argument * r[i] * seen[i] * (one - r[i])
             of_z[i] = opening * (one - gate[i]) * (n[i] - before[i])
             after[i] += keep * cotangent[i] - opening
+
+
+@compiled
+@no_type_check
+def backward_within(hidden, k, j, keep, scales, hs, along, outs, rows):
+    """:func:`backward` with the cotangents in the place of the values."""
+    h, a, out, own, scale = hs[k], along[k], outs[j], rows[k], scales[k]
+    one = own.dtype.type(1)
+    for sample in range(h.size // hidden):
+        at, first = sample * hidden, 4 * sample * hidden
+        n, r = own[first : first + hidden], own[first + hidden : first + 2 * hidden]
+        gate = own[first + 2 * hidden : first + 3 * hidden]
+        seen = own[first + 3 * hidden : first + 4 * hidden]
+        before, after, cotangent = h[at : at + hidden], out[at : at + hidden], a[at : at + hidden]
+        for i in range(hidden):
+            opening = scale * gate[i] * cotangent[i]
+            argument = opening * (one - n[i] * n[i])
+            of_r = argument * r[i] * seen[i] * (one - r[i])
+            gate[i] = opening * (one - gate[i]) * (n[i] - before[i])
+            seen[i] = argument * r[i]
+            n[i], r[i] = argument, of_r
+            after[i] += keep * cotangent[i] - opening

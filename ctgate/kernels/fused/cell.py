@@ -62,10 +62,13 @@ class FusedCell(abc.ABC):
             The columns of the state that are ``shown`` meet the weights ``own``; that is added ``into``
             these columns of the first part, and of the cotangents.
         fixed: what its kernels need besides the parts, (1, ...) each.
+        within: whether the cotangents may take the place of the first part: they are as many, and nothing
+            else that is wanted is made of it.
     """
 
     kernels: str = ""
     fixed: Parts = ()
+    within: bool = False
     own: Tensor
     into: slice
     shown: slice

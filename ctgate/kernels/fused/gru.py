@@ -48,6 +48,7 @@ class GRUAfter(RelaxingCell):
         # What r multiplies sees no input.
         self.projection = functional.pad(self.external, (0, 0, 0, size))
         bias_ih, bias_hh = parameters.get("bias_ih"), parameters.get("bias_hh")
+        self.within = self.norm is None and "log_tau" not in parameters
         self.bias = None
         if bias_ih is not None and bias_hh is not None:
             kept, own = bias_hh[: 2 * size], bias_hh[2 * size :]

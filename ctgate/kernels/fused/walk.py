@@ -45,7 +45,7 @@ def backwards(
     at_once: int,
 ) -> "Backwards":
     """Pulls the cotangent ``a[k]`` back through step k, from ``h[k]``; the factors of so many steps up to k
-    are made ``at_once``."""
+    are made ``at_once``. ``pre`` may be the first part, of as many steps, where the cell allows it."""
     module = _compiled(cell, scales, rule, (*parts, h, a, pre, out))
     if module is not None:
         return _Compiled(module, cell, parts, h, a, pre, out, scales, rule)
@@ -149,14 +149,16 @@ class _Compiled(Backwards):
     ) -> None:
         rows = pre.flatten(2)[..., cell.into]
         self._rows, self._out, self._weight = rows.unbind(0), out[..., cell.shown].unbind(0), cell.own
-        self._kernel = module.backward
         self._before = [
             (getattr(module, name), rows.unbind(0), along.unbind(0), weight)
             for name, rows, along, weight in cell.products_back(pre)
         ]
         numbers = _numbers(scales, h)
         self._hidden, self._keep = cell.hidden, numbers.dtype.type(rule.keep)
-        self._arrays = (numbers, *map(_array, (h, a, pre, out, *parts, *cell.fixed)))
+        within = pre.data_ptr() == parts[0].data_ptr()
+        self._kernel = module.backward_within if within else module.backward
+        written = (out,) if within else (pre, out)
+        self._arrays = (numbers, *map(_array, (h, a, *written, *parts, *cell.fixed)))
 
     def begin(self) -> None:
         """Nothing is kept from one step to the next."""
