@@ -1,0 +1,32 @@
+"""How far back a gated network learns from N samples: from its envelope and its noise to the window."""
+
+from ctgate.learnability.detection import detectability, detection_threshold, kappa, sample_size
+from ctgate.learnability.effective import correlation_factor, correlation_time
+from ctgate.learnability.resampling import resampled_samples
+from ctgate.learnability.scaling import (
+    Exponential,
+    Floor,
+    Logarithmic,
+    Polynomial,
+    Stretched,
+    closed_form_window,
+)
+from ctgate.learnability.window import required_samples, window
+
+__all__ = [
+    "Exponential",
+    "Floor",
+    "Logarithmic",
+    "Polynomial",
+    "Stretched",
+    "closed_form_window",
+    "correlation_factor",
+    "correlation_time",
+    "detectability",
+    "detection_threshold",
+    "kappa",
+    "required_samples",
+    "resampled_samples",
+    "sample_size",
+    "window",
+]

@@ -47,7 +47,7 @@ def detectability(alpha: float, *, false_alarm: float = 0.05, miss: float = 0.05
 
     Source: THEORY.md 28.
     """
-    _check_errors("detectability", false_alarm, miss, sides)
+    check_errors("detectability", false_alarm, miss, sides)
     index = float(_checked_index("detectability", alpha))
     return math.nan if math.isnan(index) else _distance(index, float(false_alarm), float(miss), sides)
 
@@ -84,7 +84,7 @@ def sample_size(
 
     Source: THEORY.md 28.
     """
-    _check_errors("sample_size", false_alarm, miss, sides)
+    check_errors("sample_size", false_alarm, miss, sides)
     index = _checked_index("sample_size", alpha)
     m, s, tau = (np.asarray(values, np.float64) for values in (signal, scale, correlation))
     if bool((m < 0.0).any()):
@@ -181,7 +181,8 @@ def _checked_index(what: str, alpha: ArrayLike) -> Array:
     return index
 
 
-def _check_errors(what: str, false_alarm: float, miss: float, sides: int) -> None:
+def check_errors(what: str, false_alarm: float, miss: float, sides: int) -> None:
+    """Raises: ValueError for probabilities of which no test makes sense, and sides other than 1 and 2."""
     for name, value in (("false_alarm", false_alarm), ("miss", miss)):
         if not 0.0 < value < 1.0:
             raise ValueError(f"{what}({name}=...): {name} is {value}; it must be in (0, 1)")
