@@ -1,7 +1,10 @@
 """How far back a gated network learns from N samples: from its envelope and its noise to the window."""
 
+from ctgate.learnability.bands import banded_product
 from ctgate.learnability.detection import detectability, detection_threshold, kappa, sample_size
 from ctgate.learnability.effective import correlation_factor, correlation_time
+from ctgate.learnability.envelope import kernel_envelope
+from ctgate.learnability.matched import matched_statistic
 from ctgate.learnability.resampling import resampled_samples
 from ctgate.learnability.scaling import (
     Exponential,
@@ -19,12 +22,15 @@ __all__ = [
     "Logarithmic",
     "Polynomial",
     "Stretched",
+    "banded_product",
     "closed_form_window",
     "correlation_factor",
     "correlation_time",
     "detectability",
     "detection_threshold",
     "kappa",
+    "kernel_envelope",
+    "matched_statistic",
     "required_samples",
     "resampled_samples",
     "sample_size",

@@ -11,11 +11,12 @@ from torch import Tensor
 from ctgate import __version__
 from ctgate.algorithms import Algorithm, Euler
 from ctgate.controls import Control, ZeroOrderHold
-from ctgate.fields import Stack, VectorField
+from ctgate.fields import VectorField
 from ctgate.problem import ODEProblem
 from ctgate.sensitivity.loss import Loss
 from ctgate.sensitivity.per_sample import Rows, per_sample_gradients
 from ctgate.sensitivity.spectra import anisotropy, cosine
+from ctgate.sensitivity.steps import cell_step
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -102,7 +103,11 @@ def _problem(field: object, batch: object, alg: Algorithm | None, h0: object) ->
         )
     if h0 is not None and not isinstance(h0, Tensor):
         raise TypeError(f"gradient_covariance(h0=...): h0 is {type(h0).__name__}; it must be a tensor")
-    step = _step(field) if alg is None or isinstance(batch, Tensor) else math.nan
+    step = (
+        cell_step(field, "gradient_covariance", "give alg and a ct.Control as batch")
+        if alg is None or isinstance(batch, Tensor)
+        else math.nan
+    )
     chosen = Euler(dt=step) if alg is None else alg
     if isinstance(batch, Tensor):
         if batch.ndim != 3 or len(batch) == 0:
@@ -136,25 +141,6 @@ def _problem(field: object, batch: object, alg: Algorithm | None, h0: object) ->
             "control that is not extrapolated, so that its support is the span of time"
         )
     return ODEProblem(field, start, span, batch), chosen
-
-
-def _step(field: VectorField) -> float:
-    """The one tau of the cell."""
-    taus = [tau for layer in _layers(field) if (tau := layer.tau) is not None]
-    found = {float(tau.detach()) if tau.ndim == 0 else math.nan for tau in taus}
-    if len(found) == 1 and not math.isnan(step := found.pop()):
-        return step
-    what = f"the tau {', '.join(str(tau.tolist()) for tau in taus)}" if taus else "no tau"
-    raise ValueError(
-        f"gradient_covariance: {type(field).__name__} has {what}, so there is no discrete cell, which has "
-        "one for all units; give alg and a ct.Control as batch"
-    )
-
-
-def _layers(field: VectorField) -> list[VectorField]:
-    if not isinstance(field, Stack):
-        return [field]
-    return [cell for layer in field.layers if isinstance(layer, VectorField) for cell in _layers(layer)]
 
 
 def _adam_diagonal(rows: Rows, field: VectorField, loss: Loss, state: object) -> tuple[Rows, str]:

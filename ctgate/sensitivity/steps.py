@@ -1,10 +1,13 @@
 """The sizes of the steps of a map."""
 
+import math
+
 import torch
 from torch import Tensor
 
 from ctgate.algorithms import Euler
 from ctgate.controls.times import rounding_of
+from ctgate.fields import Stack, VectorField
 from ctgate.integrators.grid import time_resolution
 from ctgate.solution import Solution
 
@@ -26,3 +29,25 @@ def step_sizes(sol: Solution) -> Tensor:
     """The same shaped to multiply states, ``(step, ..., 1)``, in their dtype."""
     lengths = step_lengths(sol).to(sol.hs.dtype)
     return lengths.reshape(*lengths.shape, *(1,) * (sol.hs.ndim - lengths.ndim))
+
+
+def cell_step(field: VectorField, what: str, instead: str) -> float:
+    """The step of the discrete cell, the one tau of all its units.
+
+    Raises: ValueError where there is none, saying what to do ``instead``.
+    """
+    taus = [tau for layer in _layers(field) if (tau := layer.tau) is not None]
+    found = {float(tau.detach()) if tau.ndim == 0 else math.nan for tau in taus}
+    if len(found) == 1 and not math.isnan(step := found.pop()):
+        return step
+    has = f"the tau {', '.join(str(tau.tolist()) for tau in taus)}" if taus else "no tau"
+    raise ValueError(
+        f"{what}: {type(field).__name__} has {has}, so there is no discrete cell, which has one for all "
+        f"units; {instead}"
+    )
+
+
+def _layers(field: VectorField) -> list[VectorField]:
+    if not isinstance(field, Stack):
+        return [field]
+    return [cell for layer in field.layers if isinstance(layer, VectorField) for cell in _layers(layer)]
