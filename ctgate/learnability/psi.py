@@ -5,6 +5,7 @@ THEORY.md 27.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -29,6 +30,8 @@ Kernel = Literal["leak", "first", "exact", "full"]
 KERNELS: tuple[str, ...] = get_args(Kernel)
 # Numbers in the matrices of all steps of the samples that are taken together.
 _ROOM = 2**24
+# Numbers in the states that are linearized together.
+_PIECE = 2**17
 
 
 class Matched(NamedTuple):
@@ -61,34 +64,50 @@ class Steps:
         times = step * torch.arange(len(x) + 1, dtype=torch.float64, device=x.device)
         h0 = field.initial_state(x.shape[1:2])
         prob = ODEProblem(field, h0, (0.0, float(times[-1])), ZeroOrderHold(times, x))
+        self.prob, self.start = prob, times[:-1]
         self.sol: Solution = solve(prob, Euler(dt=step), throw=True)
         self.size = step_sizes(self.sol)
-        before, after = self.sol.hs[:-1], self.sol.hs[1:]
-        self.start = times[:-1]
-        self.around: Along = linearize(prob, self.start, before)
-        self.b = self.size * self.around.parameter_jvp(self.around.blocks.pack(direction, h0))
-        answer, pull = pullback(readout, after[..., field.output])
-        if answer.shape != y.shape:
-            raise ValueError(
-                f"matched_statistic(y=...): y has shape {tuple(y.shape)} for {y.shape[1]} samples at a time, "
-                f"and the readout gives {tuple(answer.shape)}"
-            )
-        error = answer - y
-        self.loss = float(error.square().sum(-1).mean())
-        self.delta = torch.zeros_like(after)
-        self.delta[..., field.output] = pull(2.0 * error)
+        self.delta, self.b = (torch.zeros_like(self.sol.hs[1:]) for _ in range(2))
+        self.loss = 0.0
+        for some in self._pieces():
+            around = self._linearized(some)
+            self.b[some] = self.size[some] * around.parameter_jvp(around.blocks.pack(direction, h0))
+            answer, pull = pullback(readout, self.sol.hs[1:][some][..., field.output])
+            if answer.shape != y[some].shape:
+                raise ValueError(
+                    f"matched_statistic(y=...): y is {tuple(y[some].shape)} where the readout gives "
+                    f"{tuple(answer.shape)}, for {len(answer)} steps of {y.shape[1]} samples"
+                )
+            error = answer - y[some]
+            self.loss += float(error.square().sum()) / y[..., 0].numel()
+            self.delta[some][..., field.output] = pull(2.0 * error)
 
     def leak(self) -> Float[Tensor, "time sample unit"]:
         """What each step keeps of each state variable, 1 - step * rate."""
-        prob = self.sol.prob
-        assert prob is not None
-        whole, pieces = arguments(prob, self.start, self.sol.hs[:-1])
-        rates = [prob.call("rate_drive", *piece)[0] for piece in pieces]
-        return 1.0 - self.size * (rates[0] if whole else torch.stack(rates))
+        kept = torch.empty_like(self.b)
+        for some in self._pieces():
+            whole, parts = arguments(self.prob, self.start[some], self.sol.hs[:-1][some])
+            rates = [self.prob.call("rate_drive", *part)[0] for part in parts]
+            kept[some] = 1.0 - self.size[some] * (rates[0] if whole else torch.stack(rates))
+        return kept
 
     def back(self, a: Float[Tensor, "time sample unit"]) -> Float[Tensor, "time sample unit"]:
         """Cotangents of the states after the steps, carried back over one whole step each."""
-        return a + self.size * self.around.vjp(a)
+        return a + self.size * torch.cat([around.vjp(a[some]) for some, around in self.around])
+
+    @cached_property
+    def around(self) -> list[tuple[slice, Along]]:
+        """The field linearized before every step, piece by piece."""
+        return [(some, self._linearized(some)) for some in self._pieces()]
+
+    def _linearized(self, some: slice) -> Along:
+        return linearize(self.prob, self.start[some], self.sol.hs[:-1][some])
+
+    def _pieces(self) -> Iterator[slice]:
+        """Steps at a time whose derivatives stay in the cache."""
+        length = max(1, _PIECE // self.sol.hs[0].numel())
+        for first in range(0, len(self.start), length):
+            yield slice(first, min(first + length, len(self.start)))
 
 
 @torch.no_grad()
@@ -96,7 +115,7 @@ def matched(steps: Steps, lags: Sequence[int], order: Kernel) -> Matched:
     """Psi and the envelope for one kernel."""
     if order == "full":
         psi = torch.stack(list(_whole(steps, lags)))
-        return Matched(psi, torch.full((len(lags),), math.nan, dtype=torch.float64), steps.loss)
+        return Matched(psi, psi.new_full((len(lags),), math.nan, dtype=torch.float64), steps.loss)
     if order == "exact":
         return _diagonal_of_phi(steps, lags)
     leak, gain = (steps.leak(), None) if order == "leak" else steps_of(steps.sol, ["first"])[1:]

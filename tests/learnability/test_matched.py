@@ -346,7 +346,11 @@ def test_a_statistic_that_is_not_finite_is_flagged(setting) -> None:
         ({"held_out": 0.7}, ValueError, "it must leave one sample or more for the signs and two or more"),
         ({"batch": 0}, ValueError, "batch is 0; it must be at least 1"),
         ({"compare": -1}, ValueError, "compare is -1; it must be at least 0"),
-        ({"y": torch.ones(STEPS, SAMPLES, 1).double()}, ValueError, r"y has shape \(64, 4, 1\)"),
+        (
+            {"y": torch.ones(STEPS, SAMPLES, 1).double()},
+            ValueError,
+            r"y is \(64, 4, 1\) where the readout gives \(64, 4, 2\)",
+        ),
         ({"y": torch.ones(STEPS, 1, 2).double()}, ValueError, "with the same times and samples"),
         ({"direction": {"weight": torch.ones(1)}}, KeyError, "'weight' is no parameter"),
     ],
