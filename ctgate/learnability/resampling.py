@@ -16,8 +16,9 @@ from ctgate.sensitivity.labels import label
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
-# So many estimates lie beyond a quantile before it is measured: its probability is then known to a third.
-_TAIL = 10
+# So many estimates lie beyond a quantile before it is measured. Its probability is then known to a seventh,
+# and noise does not decide which lags are resolved.
+_TAIL = 50
 
 ESTIMATORS: dict[str, Callable[..., Any]] = {"mean": np.mean, "median": np.median}
 
@@ -64,7 +65,7 @@ def resampled_samples(
             block crosses them.
         permutations: how often the samples are shuffled and cut anew.
         shuffle: False keeps the order and with it the correlation of neighbours, which N then pays for.
-        confidence: of the interval of the slope.
+        confidence: of the intervals.
         progress: show a bar (only on a terminal).
 
     Returns: a Dataset of
@@ -72,9 +73,12 @@ def resampled_samples(
     - ``samples(lag)``: N; NaN where it is not among the sizes;
     - ``reachable(lag)``: False where the largest size that can be measured is not enough. N is censored;
     - ``resolved(lag)``: False as well where a single sample is enough. The slope is over resolved lags;
+    - ``low(lag)``, ``high(lag)``: the ends of the interval of N, from leaving out one group after the other;
     - ``width(lag, size)``: w;
-    - ``slope(bound)``: the value and the ends of its interval, from leaving out one group after the other;
-      NaN where fewer than two lags are resolved in the whole and without any one group.
+    - ``slope(bound)``: the value and the ends of its interval, found alike; NaN where fewer than two lags
+      are resolved in the whole and without any one group.
+
+    Sizes end where 50 blocks lie beyond the rarer quantile: at about 1/500 of the samples for errors of 0.1.
 
     Raises: ValueError for arguments that do not fit, are out of range, or too few samples to measure a width.
 
@@ -114,11 +118,14 @@ def resampled_samples(
         [[_crossing(sizes, width, level) for width in rows] for rows, level in zip(widths, m, strict=True)]
     )
     slope = _slope(np.log(m / s), np.log(needed), confidence)
+    ends = np.exp([jackknife(row[-1], row[:-1], confidence=confidence) for row in np.log(needed)])
     samples = needed[:, -1]
     reachable = widths[:, -1, -1] <= m
     resolved = np.isfinite(samples)
     by_lag = {
         "samples": (samples, "samples that the lag needs, measured", "1"),
+        "low": (ends[:, 1], "lower end of the interval of samples", "1"),
+        "high": (ends[:, 2], "upper end of the interval of samples", "1"),
         "reachable": (reachable, "whether sizes that can be measured are enough", "1"),
         "resolved": (resolved, "whether the number is among the sizes", "1"),
         "signal": (m, "signal", "unit of the statistic"),
