@@ -26,7 +26,7 @@ from torch import Tensor
 # The longest block, a power of two.
 _BLOCK = 64
 # Numbers in one array of the samples that are taken together.
-_ROOM = 2**21
+_ROOM = 2**19
 # The share of a dtype's exponents that a product over one block may use up where multipliers exceed 1.
 _SHARE = 0.25
 

@@ -8,6 +8,7 @@ from torch.func import functional_call, jacrev, jvp
 
 import ctgate as ct
 from ctgate.learnability import matched_statistic
+from ctgate.tasks.multi_lag import multi_lag, random_direction
 from tests.typechecker import unchecked
 
 STEPS, SAMPLES, CHANNELS, HIDDEN, OUTPUTS = 64, 4, 3, 8, 2
@@ -360,3 +361,18 @@ def test_what_does_not_fit(setting, changes: dict[str, object], error: type[Exce
     given = {"field": field, "readout": readout, "x": x, "y": y, "lags": [0, 1], **changes}
     with pytest.raises(error, match=message):
         unchecked(matched_statistic)(**given)
+
+
+def test_diagonals_are_far_from_the_whole_but_where_gates_are_slow() -> None:
+    # What THEORY says of networks of 16 units before training, at lag 4.
+    generator = torch.Generator().manual_seed(0)
+    x, y = multi_lag(64, 8, random_direction(16, generator), generator, lags=(4, 8), coefficients=(0.6, 0.5))
+    readout = nn.Linear(16, 1).double()
+    weights(readout, 2)
+    kind = {"dtype": torch.float64, "generator": generator}
+    slow = ct.Leaky(16, 16, alpha=0.05, layernorm=True, **kind)
+    fast = (ct.MultiGate(16, 16, layernorm=True, **kind), ct.GRU(16, 16, **kind))
+    for order in ("leak", "first", "exact"):
+        assert float(matched_statistic(slow, readout, x, y, [4], order)["distance"]) < 0.2
+        for field in fast:
+            assert 0.5 < float(matched_statistic(field, readout, x, y, [4], order)["distance"]) < 1.1
