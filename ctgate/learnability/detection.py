@@ -129,15 +129,14 @@ def detection_threshold(
     distance = detectability(alpha, false_alarm=false_alarm, miss=miss, sides=sides)
     if alpha <= 1.0:
         return np.full(number.shape, np.inf)
-    level: Array = distance * scale * np.exp((1.0 / alpha - 1.0) * np.log(number / correlation))
-    return level
+    return np.asarray(distance * scale * np.exp((1.0 / alpha - 1.0) * np.log(number / correlation)))
 
 
 def _distances(alpha: Array, false_alarm: float, miss: float, sides: int) -> Array:
     """:func:`_distance` of every alpha above 1, each different one once; the others stay what they are."""
     different, place = np.unique(alpha, return_inverse=True)
     values = [_distance(float(a), false_alarm, miss, sides) if a > 1.0 else a for a in different]
-    return np.asarray(values, np.float64)[place].reshape(alpha.shape)
+    return np.asarray(np.asarray(values, np.float64)[place.reshape(alpha.shape)])
 
 
 @lru_cache(maxsize=4096)

@@ -173,7 +173,7 @@ def _sizes(what: str, length: int, groups: int, probability: float) -> Array:
 
 
 def _widths(
-    parts: np.ndarray[Any, Any],
+    parts: np.ndarray[Any, np.dtype[Any]],
     sizes: Array,
     estimator: Callable[..., Any],
     upper: float,
@@ -184,7 +184,7 @@ def _widths(
 ) -> Array:
     """w for every group that is left out, and for none, by size: (group + 1, size)."""
     groups, length = parts.shape
-    found: list[list[np.ndarray[Any, Any]]] = [[] for _ in sizes]
+    found: list[list[np.ndarray[Any, np.dtype[Any]]]] = [[] for _ in sizes]
     for _ in range(permutations if shuffle else 1):
         mixed = generator.permuted(parts, axis=1) if shuffle else parts
         for place, size in enumerate(sizes.astype(int)):

@@ -37,8 +37,7 @@ class Exponential:
 
     def __call__(self, lags: ArrayLike) -> Array:
         """f at lags >= 0."""
-        value: Array = self.amplitude * np.exp(-np.asarray(lags, np.float64) / self.time)
-        return value
+        return np.asarray(self.amplitude * np.exp(-np.asarray(lags, np.float64) / self.time))
 
     def reach(self, level: float) -> float:
         r"""The largest lag with f >= level: :math:`T \ln(f_0/\mathrm{level})`, 0 where f never gets there."""
@@ -63,8 +62,7 @@ class Stretched:
     def __call__(self, lags: ArrayLike) -> Array:
         """f at lags >= 0."""
         scaled = (np.asarray(lags, np.float64) / self.time) ** self.exponent
-        value: Array = self.amplitude * np.exp(-scaled)
-        return value
+        return np.asarray(self.amplitude * np.exp(-scaled))
 
     def reach(self, level: float) -> float:
         r"""The largest lag with f >= level: :math:`T\,[\ln(f_0/\mathrm{level})]^{1/b}`."""
@@ -90,8 +88,7 @@ class Polynomial:
     def __call__(self, lags: ArrayLike) -> Array:
         """f at lags >= 0, infinite at 0."""
         with np.errstate(divide="ignore"):
-            value: Array = self.amplitude * np.asarray(lags, np.float64) ** -self.exponent
-        return value
+            return np.asarray(self.amplitude * np.asarray(lags, np.float64) ** -self.exponent)
 
     def reach(self, level: float) -> float:
         r"""The largest lag with f >= level: :math:`(f_0/\mathrm{level})^{1/b}`."""
@@ -118,8 +115,7 @@ class Logarithmic:
 
     def __call__(self, lags: ArrayLike) -> Array:
         """f at lags >= 0."""
-        value: Array = self.amplitude * np.log(math.e + np.asarray(lags, np.float64)) ** -self.power
-        return value
+        return np.asarray(self.amplitude * np.log(math.e + np.asarray(lags, np.float64)) ** -self.power)
 
     def reach(self, level: float) -> float:
         r"""The largest lag with f >= level: :math:`\exp[(f_0/\mathrm{level})^{1/p}] - e`."""
@@ -148,7 +144,7 @@ class Floor:
 
     def __call__(self, lags: ArrayLike) -> Array:
         """f at lags >= 0."""
-        return self.level + self.above(lags)
+        return np.asarray(self.level + self.above(lags))
 
     def reach(self, level: float) -> float:
         """The largest lag with f >= level, infinite from the floor downwards."""
