@@ -17,7 +17,7 @@ from torch import Tensor
 
 import ctgate as ct
 from ctgate.kernels import compiled
-from ctgate.kernels.fused import EULER, run, run_back, walk
+from ctgate.kernels.fused import EULER, run, run_back, run_tangent, walk
 from ctgate.kernels.switch import fast_paths
 
 pytest.importorskip("numba", reason="the extra fast is not installed")
@@ -255,6 +255,22 @@ def test_stages_are_those_without_loops(kind, dtype, learn_tau, spied):
         patch.setattr(walk, "kernels", lambda name: None)
         _, plain = results(prob, wanted, alg)
     close(own, plain, TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_tangents_are_those_without_loops(kind, dtype, monkeypatch):
+    """Two directions at once: of the state and, in different amounts, of all weights."""
+    prob, _ = setting(kind, hidden=17, samples=3, dtype=dtype, tau=0.7)
+    cell = prob.field.fuse({name: p.detach() for name, p in prob.named_parameters().items()})
+    us, h0 = prob.control.xs.detach()[:4], prob.h0.detach()
+    along = [
+        {name: draw(*p.shape, seed=seed, dtype=dtype) for name, p in prob.named_parameters().items()}
+        for seed in (3, 4)
+    ]
+    arguments = us, h0, [0.3, 0.7, 0.7, 0.2], EULER, along, draw(2, *h0.shape, seed=9, dtype=dtype)
+    own = run_tangent(cell, *arguments)
+    monkeypatch.setattr(walk, "kernels", lambda name: None)
+    close(own, run_tangent(cell, *arguments), TOLERANCES[dtype])
 
 
 def test_steps_that_choose_their_sizes(kind, spied):

@@ -113,7 +113,10 @@ class SharedFrame(Frame):
     def norms(self, ratio: Tensor) -> float:
         """The worst sample, or the root mean square over samples."""
         ratio = ratio.detach()
-        return (ratio.square().mean().sqrt() if self._mean else ratio.max()).item()
+        if self._mean:
+            norm: float = torch.linalg.vector_norm(ratio).item()
+            return norm / max(1, ratio.numel()) ** 0.5
+        return ratio.max().item()
 
     def choose(self, lanes: bool, new: Tensor, old: Tensor) -> Tensor:
         """All or nothing."""

@@ -73,3 +73,30 @@ def backward(hidden, k, j, keep, scales, hs, along, pres, outs, rows):
                 after[i] += keep * cotangent[i] - opening
             if gates:
                 of_gate[0] = weight * (one - gate[0]) * _moved(cotangent, n, before)
+
+
+@compiled
+@no_type_check
+def push(hidden, k, keep, scales, hs, vs, pres, outs, rows):
+    """Adds what a step makes of the tangents of its state and of its pre-activations."""
+    h, v, pre, out, own, scale = hs[k], vs[k], pres[k], outs[k], rows[k], scales[k]
+    samples, one = h.size // hidden, own.dtype.type(1)
+    width = own.size // max(1, samples)
+    gates = width - hidden
+    for item in range(v.size // hidden):
+        at, first = item * hidden, item * width
+        here, start = at % h.size, first % own.size
+        gate, n = own[start : start + gates], own[start + gates : start + width]
+        of_gate, of_n = pre[first : first + gates], pre[first + gates : first + width]
+        state, before, after = h[here : here + hidden], v[at : at + hidden], out[at : at + hidden]
+        if gates == hidden:
+            for i in range(hidden):
+                weight = scale * gate[i]
+                moved = (one - n[i] * n[i]) * of_n[i] + (one - gate[i]) * (n[i] - state[i]) * of_gate[i]
+                after[i] += (keep - weight) * before[i] + weight * moved
+        else:
+            weight = scale * gate[0] if gates else scale
+            opened = (one - gate[0]) * of_gate[0] if gates else of_n.dtype.type(0)
+            for i in range(hidden):
+                moved = (one - n[i] * n[i]) * of_n[i] + opened * (n[i] - state[i])
+                after[i] += (keep - weight) * before[i] + weight * moved

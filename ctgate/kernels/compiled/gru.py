@@ -74,3 +74,29 @@ def backward_within(hidden, k, j, keep, scales, hs, along, outs, rows):
             seen[i] = argument * r[i]
             n[i], r[i] = argument, of_r
             after[i] += keep * cotangent[i] - opening
+
+
+@compiled
+@no_type_check
+def push(hidden, k, keep, scales, hs, vs, pres, outs, rows):
+    """Adds what a step makes of the tangents of its state and of its pre-activations."""
+    h, v, pre, out, own, scale = hs[k], vs[k], pres[k], outs[k], rows[k], scales[k]
+    one = own.dtype.type(1)
+    for item in range(v.size // hidden):
+        at, first = item * hidden, 4 * item * hidden
+        here = at % h.size
+        n, r = own[4 * here : 4 * here + hidden], own[4 * here + hidden : 4 * here + 2 * hidden]
+        gate = own[4 * here + 2 * hidden : 4 * here + 3 * hidden]
+        seen = own[4 * here + 3 * hidden : 4 * here + 4 * hidden]
+        of_n, of_r = pre[first : first + hidden], pre[first + hidden : first + 2 * hidden]
+        of_z = pre[first + 2 * hidden : first + 3 * hidden]
+        of_seen = pre[first + 3 * hidden : first + 4 * hidden]
+        state, before, after = h[here : here + hidden], v[at : at + hidden], out[at : at + hidden]
+        for i in range(hidden):
+            opening = scale * gate[i]
+            argument = of_n[i] + r[i] * (of_seen[i] + seen[i] * (one - r[i]) * of_r[i])
+            after[i] += (
+                (keep - opening) * before[i]
+                + opening * (one - n[i] * n[i]) * argument
+                + opening * (one - gate[i]) * (n[i] - state[i]) * of_z[i]
+            )

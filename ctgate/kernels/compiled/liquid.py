@@ -38,3 +38,20 @@ def backward(hidden, k, j, keep, scales, hs, along, pres, outs, rows, fixed):
             moved, opened = scale * cotangent[i], unit[i] * f[i]
             of_f[i] = moved * opened * (one - f[i]) * (reversal[i] - before[i])
             after[i] += keep * cotangent[i] - moved * (opened + one)
+
+
+@compiled
+@no_type_check
+def push(hidden, k, keep, scales, hs, vs, pres, outs, rows, fixed):
+    """Adds what a step makes of the tangents of its state and of its pre-activations."""
+    h, v, pre, out, own, scale = hs[k], vs[k], pres[k], outs[k], rows[k], scales[k]
+    one = own.dtype.type(1)
+    reversal, unit = fixed[0, :hidden], fixed[0, hidden:]
+    for at in range(0, v.size, hidden):
+        here = at % h.size
+        f, state, of_f = own[here : here + hidden], h[here : here + hidden], pre[at : at + hidden]
+        before, after = v[at : at + hidden], out[at : at + hidden]
+        for i in range(hidden):
+            opened = unit[i] * f[i]
+            drawn = opened * (one - f[i]) * (reversal[i] - state[i]) * of_f[i]
+            after[i] += (keep - scale * (opened + one)) * before[i] + scale * drawn

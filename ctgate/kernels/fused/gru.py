@@ -45,8 +45,6 @@ class GRUAfter(RelaxingCell):
         size = self.hidden
         self.own, self.external = turned(parameters["weight_hh"], -2), _ahead(parameters["weight_ih"], -2)
         self.into, self.outer_rows = slice(size, 4 * size), slice(3 * size)
-        # What r multiplies sees no input.
-        self.projection = functional.pad(self.external, (0, 0, 0, size))
         bias_ih, bias_hh = parameters.get("bias_ih"), parameters.get("bias_hh")
         self.within = self.norm is None and "log_tau" not in parameters
         self.bias = None
@@ -62,11 +60,14 @@ class GRUAfter(RelaxingCell):
         return (own, *(own.new_empty(steps, samples, width) for width in widths))
 
     def start(self, parts: Parts, us: Tensor | None) -> None:
-        """One product."""
+        """One product; what r multiplies sees no input."""
         if us is None:
             fill(parts[0], self.bias)
-        else:
-            project(us, self.projection, self.bias, parts[0])
+            return
+        size = 3 * self.hidden
+        outer, inner = (None, None) if self.bias is None else (self.bias[:size], self.bias[size:])
+        project(us, self.external, outer, parts[0][..., :size])
+        fill(parts[0][..., size:], inner)
 
     def candidate_parts(self, parts: Parts) -> Parts:
         """The first rows of the product among them."""

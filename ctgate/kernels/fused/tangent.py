@@ -9,6 +9,7 @@ from ctgate.kernels.fused.cell import FusedCell, Parts, per_step
 from ctgate.kernels.fused.rule import Rule
 from ctgate.kernels.fused.scales import Scales
 from ctgate.kernels.fused.unroll import evaluations, run
+from ctgate.kernels.fused.walk import onwards
 
 # Numbers in one tensor of states that are taken before their tangents follow: what is kept of them stays in
 # the cache, and the memory of the whole is that of states and tangents.
@@ -49,8 +50,8 @@ def run_tangent(
         states, parts = run(cell, seen, hs[start], dts[which], rule)
         after = slice(start + 1, which.stop + 1)
         hs[after] = states[1:]
-        h, scale = states[:-1], Scales(dts[which], cell.pace, h0).together
-        found = [cell.sources(along, parts, h, seen, moved, scale, rule) for along in directions]
+        h, scales = states[:-1], Scales(dts[which], cell.pace, h0)
+        found = [cell.sources(along, parts, h, seen, moved, scales.together, rule) for along in directions]
         for out, (_, direct) in zip(vs[after].unbind(1), found, strict=True):
             out.copy_(direct) if direct is not None else out.zero_()
         sources = [source for source, _ in found]
@@ -58,7 +59,9 @@ def run_tangent(
         # One direction goes without the dimension of the block.
         single = len(sources) == 1
         pre, along = (sources[0], nodes[:, 0]) if single else (torch.stack(sources, 1), nodes)
-        _push_on(cell, cell.factors(parts, h, scale, rule), pre, along)
+        push = onwards(cell, parts, h, along, pre, scales, rule)
+        for k in range(len(h)):
+            push(k)
     return hs, vs
 
 
@@ -95,10 +98,3 @@ def pull_block(cell: FusedCell, factors: Parts, vectors: Tensor) -> Tensor:
         cell.pull(own, after, room, before.zero_())
         before, after = after, before
     return after
-
-
-def _push_on(cell: FusedCell, factors: Parts, pre: Tensor, vs: Tensor) -> None:
-    """The recursion from ``vs[0]``; what follows there is added to."""
-    along = vs.unbind(0)
-    for own, v, source, out in zip(per_step(factors), along[:-1], pre.unbind(0), along[1:], strict=True):
-        cell.push(own, v, source, out)

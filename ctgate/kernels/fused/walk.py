@@ -52,6 +52,30 @@ def backwards(
     return _Factored(cell, parts, h, a, pre, out, scales, rule, at_once)
 
 
+def onwards(
+    cell: FusedCell, parts: Parts, h: Tensor, vs: Tensor, pre: Tensor, scales: Scales, rule: Rule
+) -> Callable[[int], None]:
+    """A function of k that carries the tangents ``vs[k]`` ([block], sample, state) over step k, from
+    ``h[k]``, and adds them to ``vs[k + 1]``; ``pre[k]`` is what :meth:`FusedCell.push` takes."""
+    along, rows = vs.unbind(0), pre.unbind(0)
+    module = _compiled(cell, scales, rule, (*parts, h, vs, pre))
+    kernel = getattr(module, "push", None)
+    if kernel is not None:
+        numbers = _numbers(scales, h)
+        hidden, keep = cell.hidden, numbers.dtype.type(rule.keep)
+        arrays = (numbers, *map(_array, (h, vs[:-1], pre, vs[1:], *parts, *cell.fixed)))
+        shown = [v.flatten(0, -2)[:, cell.shown] for v in along[:-1]]
+        met = [row.view(len(v), -1)[:, cell.into] for row, v in zip(rows, shown, strict=True)]
+
+        def push(k: int) -> None:
+            met[k].addmm_(shown[k], cell.own.mT)
+            kernel(hidden, k, keep, *arrays)
+
+        return push
+    factors = list(per_step(cell.factors(parts, h, scales.together, rule)))
+    return lambda k: cell.push(factors[k], along[k], rows[k], along[k + 1])
+
+
 class Backwards(abc.ABC):
     """A function of k and j that writes ``pre[k]`` and adds to ``out[j]``."""
 
