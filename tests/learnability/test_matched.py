@@ -373,6 +373,8 @@ def test_diagonals_are_far_from_the_whole_but_where_gates_are_slow() -> None:
     slow = ct.Leaky(16, 16, alpha=0.05, layernorm=True, **kind)
     fast = (ct.MultiGate(16, 16, layernorm=True, **kind), ct.GRU(16, 16, **kind))
     for order in ("leak", "first", "exact"):
-        assert float(matched_statistic(slow, readout, x, y, [4], order)["distance"]) < 0.2
-        for field in fast:
-            assert 0.5 < float(matched_statistic(field, readout, x, y, [4], order)["distance"]) < 1.1
+        distances = [
+            matched_statistic(field, readout, x, y, [4], order)["distance"].item() for field in (slow, *fast)
+        ]
+        assert distances[0] < 0.2
+        assert all(0.5 < distance < 1.1 for distance in distances[1:])
