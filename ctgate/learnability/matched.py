@@ -2,7 +2,7 @@ r"""The matched statistic: how much of a gradient comes from each lag, sample by
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,7 @@ def matched_statistic(
     held_out: float = 0.5,
     compare: int = 8,
     keep: bool = True,
+    each: Callable[[Tensor], object] | None = None,
     progress: bool = False,
 ) -> xr.Dataset:
     r"""How much of a loss gradient along one direction v of the parameters comes from each lag,
@@ -76,14 +77,16 @@ def matched_statistic(
         batch: how many samples are taken together. held_out: the share of samples that signs are from.
         compare: of how many samples "full" is taken too, for ``distance``.
         keep: whether psi itself is returned.
+        each: called with the psi (lag, time, sample) of every batch, in the order of the samples: for what is
+            made of all of psi while it passes.
         progress: a bar.
 
     Returns: Dataset with
 
     - ``psi`` (lag, time, sample), NaN where t < lag, and ``sample_mean`` (lag, sample), the mean over time;
     - ``sign``, ``signal``, ``standard_error`` (lag); ``held_out`` (sample);
-    - ``envelope`` (lag), the mean of abs(mu) over times, samples and units that keep something; NaN at
-      "full";
+    - ``envelope`` (lag), the mean of abs(mu) over times, samples and state variables, at "leak" and "first"
+      those that keep something; NaN at "full";
     - ``distance`` (lag), the root mean square of psi less that at "full", over the root mean square of the
       latter; NaN with ``compare=0``;
     - ``finite`` (lag): whether all of psi is; where not there is a warning too.
@@ -104,7 +107,6 @@ def matched_statistic(
     generator = torch.Generator().manual_seed(seed)
     along = _direction(field, direction, generator)
     signs_from = _drawn(samples, held_out, generator)
-
     size = min(batch, samples_at_once(order, len(x), field.initial_state().numel()))
 
     def steps(first: int, last: int) -> Steps:
@@ -121,6 +123,8 @@ def matched_statistic(
             means.append(torch.stack([row[lag:].double().mean(0) for row, lag in rows]))
             envelope += found.envelope * (last - first) / samples
             loss += found.loss * (last - first) / samples
+            if each is not None:
+                each(found.psi)
             if keep:
                 psis.append(array(found.psi))
             bar.update(last - first)
@@ -133,7 +137,7 @@ def matched_statistic(
         lost = [lag for lag, good in zip(delays, finite.tolist(), strict=True) if not good]
         warnings.warn(
             f"matched_statistic: psi is not finite at the lags {lost}; look at the weights, or take float64",
-            stacklevel=2,
+            stacklevel=3,
         )
     variables: dict[str, Any] = {
         "sample_mean": (("lag", "sample"), mean.numpy(), "mean over time of psi"),

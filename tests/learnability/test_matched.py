@@ -239,9 +239,12 @@ def test_noise_has_no_signal() -> None:
 def test_batches_do_not_matter_and_psi_may_be_left_out(setting) -> None:
     field, readout, x, y, direction, _ = setting
     whole = matched_statistic(field, readout, x, y, LAGS, direction=direction, compare=2)
+    passed: list[torch.Tensor] = []
     pieces = matched_statistic(
-        field, readout, x, y, LAGS, direction=direction, compare=2, batch=3, keep=False
+        field, readout, x, y, LAGS, direction=direction, compare=2, batch=3, keep=False, each=passed.append
     )
+    assert [psi.shape[-1] for psi in passed] == [3, 1]
+    np.testing.assert_allclose(torch.cat(passed, -1).numpy(), whole["psi"].values, rtol=0.0, atol=1e-13)
     assert "psi" not in pieces
     for name in pieces.variables:
         np.testing.assert_allclose(
