@@ -5,6 +5,7 @@ many as there are samples. A frame turns lanes into steps and keeps what was acc
 """
 
 import abc
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -114,8 +115,7 @@ class SharedFrame(Frame):
         """The worst sample, or the root mean square over samples."""
         ratio = ratio.detach()
         if self._mean:
-            norm: float = torch.linalg.vector_norm(ratio).item()
-            return norm / max(1, ratio.numel()) ** 0.5
+            return float(torch.linalg.vector_norm(ratio)) / math.sqrt(max(1, ratio.numel()))
         return ratio.max().item()
 
     def choose(self, lanes: bool, new: Tensor, old: Tensor) -> Tensor:
