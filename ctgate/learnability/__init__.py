@@ -5,6 +5,7 @@ from ctgate.learnability.bands import banded_product
 from ctgate.learnability.detection import detectability, detection_threshold, kappa, sample_size
 from ctgate.learnability.effective import correlation_factor, correlation_time
 from ctgate.learnability.envelope import kernel_envelope
+from ctgate.learnability.figures import plot_required_samples, plot_windows
 from ctgate.learnability.matched import matched_statistic
 from ctgate.learnability.regimes import fit_law, select_regime
 from ctgate.learnability.resampling import resampled_samples
@@ -41,6 +42,8 @@ __all__ = [
     "kappa",
     "kernel_envelope",
     "matched_statistic",
+    "plot_required_samples",
+    "plot_windows",
     "required_samples",
     "resampled_samples",
     "sample_size",

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import xarray as xr
-from scipy.stats import norm
+from scipy.stats import levy_stable, norm
 from scipy.stats import t as student_t
 
 from ctgate.learnability.groups import jackknife
@@ -35,7 +35,8 @@ SIGNALS = {1.3: (3.75, 1.05), 1.5: (2.6, 0.42), 1.8: (1.95, 0.18), 2.0: (1.8, 0.
 
 @pytest.mark.parametrize("alpha", ALPHAS)
 def test_the_exponent_of_means_is_kappa_and_not_alpha(alpha):
-    data = experiment(alpha, "mean", np.geomspace(*SIGNALS[alpha], 5), 800_000, false_alarm=0.1, miss=0.1)
+    levels = np.geomspace(*SIGNALS[alpha], 5)
+    data = experiment(alpha, "mean", levels, 800_000, false_alarm=0.1, miss=0.1)
     assert bool(data["resolved"].all())
     assert float(data["samples"].max() / data["samples"].min()) > 100.0
     assert bool((data["low"] < data["samples"]).all())
@@ -46,6 +47,9 @@ def test_the_exponent_of_means_is_kappa_and_not_alpha(alpha):
     assert low < -expected < high
     if alpha < 2.0:
         assert high < -1.15 * alpha
+    exact = (2.0 * levy_stable.ppf(0.9, alpha, 0.0) / levels) ** expected
+    # From 5000 blocks or more, of which a tenth gives a width to 3 % and N to kappa times that.
+    np.testing.assert_allclose(data["samples"][:4], exact[:4], rtol=0.25)
 
 
 @pytest.mark.parametrize("alpha", [1.3, pytest.param(1.5, marks=slow), pytest.param(1.8, marks=slow), 2.0])
@@ -86,6 +90,21 @@ def test_the_location_of_the_samples_and_the_seed():
     )
     np.testing.assert_allclose(first["width"], second["width"], rtol=1e-9)
     assert not np.allclose(first["width"].sel(size=slice(2, None)), third["width"].sel(size=slice(2, None)))
+
+
+def test_the_number_is_where_the_width_falls_to_the_signal():
+    generator = np.random.default_rng(7)
+    psi = generator.standard_normal((2, 100_000))
+    data = resampled_samples(psi, [0.9, 0.5], lags=[1, 2], generator=generator)
+    size, width = data["size"].to_numpy(), data["width"].to_numpy()
+    for place, level in enumerate((0.9, 0.5)):
+        # From the largest size inwards, where the width first exceeds the signal.
+        found = float(data["samples"][place])
+        after = int(np.searchsorted(size, found))
+        assert (width[place, after:] <= level).all()
+        assert width[place, after - 1] > level
+        line = np.interp(np.log(found), np.log(size), np.log(width[place]))
+        assert line == pytest.approx(math.log(level), abs=1e-12)
 
 
 def test_the_slope_is_against_signal_over_scale():
