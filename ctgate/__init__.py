@@ -2,7 +2,7 @@
 
 __version__ = "0.1.0"
 
-from ctgate import convergence, dynamics, init, meanfield
+from ctgate import convergence, dynamics, init, learnability, meanfield
 from ctgate.adapters import (
     Labels,
     TimeAxis,
@@ -156,6 +156,7 @@ __all__ = [
     "hidden_states",
     "init",
     "jacobian",
+    "learnability",
     "load",
     "meanfield",
     "per_sample_gradients",

@@ -2,7 +2,6 @@
 
 from ctgate.meanfield.complexity import complexity
 from ctgate.meanfield.dynamic import dmft, max_lyapunov, onset
-from ctgate.meanfield.figures import plot_autocorrelation, plot_phase_diagram
 from ctgate.meanfield.network import RandomNetwork
 from ctgate.meanfield.phase import phase_diagram, saddle_node
 from ctgate.meanfield.random_matrix import (
@@ -27,8 +26,6 @@ __all__ = [
     "onset",
     "phase_diagram",
     "pinched_radius",
-    "plot_autocorrelation",
-    "plot_phase_diagram",
     "saddle_node",
     "slow_mode_fraction",
     "spectral_boundary",

@@ -7,7 +7,8 @@ from scipy.optimize import brentq, minimize_scalar
 from scipy.special import expit
 
 import ctgate as ct
-from ctgate.meanfield import RandomNetwork, dmft, max_lyapunov, onset, paths, plot_autocorrelation, vanilla
+from ctgate.meanfield import RandomNetwork, dmft, max_lyapunov, onset, paths, vanilla
+from ctgate.meanfield.figures import plot_autocorrelation
 
 X = np.linspace(-9, 9, 161)
 W = np.exp(-X * X / 2) / np.exp(-X * X / 2).sum()
