@@ -19,7 +19,7 @@ _STEP, _POINTS = 0.2, 5
 _RIDGE = 0.1
 _ITERATIONS = 5
 # Samples that are taken in at once: they stay in cache.
-_PIECE = 2**14
+_PIECE = 2**12
 
 
 def _covariances(t: Array, alpha: Array) -> tuple[Array, Array]:
@@ -72,9 +72,11 @@ def characteristic_function(
     np.cos(angle, out=first.real)
     np.sin(angle, out=first.imag)
     # One sine and cosine by sample: the others are powers.
-    power, sums = first if weights is None else first * weights, np.empty(_POINTS, np.complex128)
+    power = first.copy() if weights is None else first * weights
+    sums = np.empty(_POINTS, np.complex128)
     for k in range(_POINTS):
-        power = power * first if k else power
+        if k > 0:
+            power *= first
         sums[k] = power.sum()
     return sums
 

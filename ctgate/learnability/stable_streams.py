@@ -12,8 +12,8 @@ from ctgate.learnability.stable_quantiles import PROBABILITIES, fit_quantiles, r
 _QUARTILES = (0.25, 0.5, 0.75)
 # Bins equally wide in arsinh of (x - location) / scale, up to e^22 / 2 scales.
 _BINS, _REACH = 2**16, 22.0
-# Samples that are taken in at once: they stay in cache.
-_PIECE = 2**14
+# Samples that are taken in at once: they stay in cache, and are many against bins.
+_PIECE = 2**16
 
 
 @final
@@ -92,17 +92,20 @@ class StableStream:
             self._counts = np.zeros((len(values), _BINS), np.int64)
             self._finite = np.ones(len(values), np.bool_)
         self._finite &= np.isfinite(values).all(-1)
-        location, scale = (unit.ravel() for unit in self._units)
+        shift, unit = (value.ravel().tolist() for value in self._units)
         for index in np.flatnonzero(self._finite):
             for start in range(0, values.shape[-1], _PIECE):
-                place = values[index, start : start + _PIECE].astype(np.float64)
-                place -= location[index]
-                place /= scale[index]
+                piece = values[index, start : start + _PIECE]
+                piece = piece.astype(np.promote_types(piece.dtype, np.float32), copy=False) - shift[index]
+                # Single precision places a value to 1/100 of its bin, in half the time.
+                with np.errstate(over="ignore"):
+                    piece /= unit[index]
+                    place = piece.astype(np.float32, copy=False)
                 np.arcsinh(place, out=place)
                 place += _REACH
                 place *= _BINS / (2.0 * _REACH)
                 # What lies further out counts as lying at the end.
-                bins = np.clip(place, 0.0, _BINS - 1.0, out=place).astype(np.int64)
+                bins = np.clip(place, 0.0, _BINS - 1.0, out=place).astype(np.int32)
                 found = np.bincount(bins)
                 self._counts[index, : len(found)] += found
         self.n += values.shape[-1]
