@@ -205,7 +205,8 @@ class Reverse:
         for step in range(self.steps - 1, -1, -1):
             sums.resize(dts[step])
             end.copy_(nodes[step + 1])
-            earlier.zero_()
+            if self._walk.adds:
+                earlier.zero_()
             for k in range(count - 1, -1, -1):
                 number = k * self.steps + step
                 sums.of(k, self._after[k], self._rooms[number])

@@ -57,7 +57,7 @@ def backward(hidden, k, j, keep, scales, hs, along, pres, outs, rows):
 @compiled
 @no_type_check
 def backward_within(hidden, k, j, keep, scales, hs, along, outs, rows):
-    """:func:`backward` with the cotangents in the place of the values."""
+    """:func:`backward` with the cotangents in the place of the values; what is in ``outs`` is overwritten."""
     h, a, out, own, scale = hs[k], along[k], outs[j], rows[k], scales[k]
     one = own.dtype.type(1)
     for sample in range(h.size // hidden):
@@ -73,7 +73,7 @@ def backward_within(hidden, k, j, keep, scales, hs, along, outs, rows):
             gate[i] = opening * (one - gate[i]) * (n[i] - before[i])
             seen[i] = argument * r[i]
             n[i], r[i] = argument, of_r
-            after[i] += keep * cotangent[i] - opening
+            after[i] = keep * cotangent[i] - opening
 
 
 @compiled

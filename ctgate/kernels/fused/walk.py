@@ -77,7 +77,10 @@ def onwards(
 
 
 class Backwards(abc.ABC):
-    """A function of k and j that writes ``pre[k]`` and adds to ``out[j]``."""
+    """A function of k and j that writes ``pre[k]`` and adds to ``out[j]``, or, unless it ``adds``, writes
+    that as well."""
+
+    adds: bool = True
 
     @abc.abstractmethod
     def __call__(self, k: int, j: int) -> None:
@@ -181,7 +184,7 @@ class _Compiled(Backwards):
         self._hidden, self._keep = cell.hidden, numbers.dtype.type(rule.keep)
         within = pre.data_ptr() == parts[0].data_ptr()
         self._kernel = module.backward_within if within else module.backward
-        written = (out,) if within else (pre, out)
+        self.adds, written = not within, (out,) if within else (pre, out)
         self._arrays = (numbers, *map(_array, (h, a, *written, *parts, *cell.fixed)))
 
     def begin(self) -> None:
