@@ -34,6 +34,7 @@ SCRIPTS = [
 ]
 TINY = Preset(
     rounds=2,
+    records=True,
     batch=3,
     gru=((3, 5),),
     lstm=((3, 5),),
@@ -254,7 +255,7 @@ def test_targets_belong_to_their_sizes_and_devices():
     fields = [f.name for f in dataclasses.fields(Preset)]
     shorter = {name for name in fields if getattr(FULL, name) != getattr(QUICK, name)}
     lengths = {"rounds", "gru", "lstm", "dense", "tolerances", "sample_loop", "tangent_steps", "lyapunov"}
-    assert shorter == lengths
+    assert shorter == {"records", *lengths}
     assert min(FULL.rounds, QUICK.rounds) >= 5
 
 
@@ -289,6 +290,14 @@ def test_every_row_is_right_in_small(tmp_path, capsys):
     exact = next(line for line in lines if line.row == "7")
     assert exact.verdict == "meets"
     assert "all results are right" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_a_preset_may_leave_out_what_has_no_target(tmp_path, monkeypatch):
+    monkeypatch.setitem(PRESETS, "tiny", dataclasses.replace(TINY, records=False))
+    assert speed.run("tiny", tmp_path, rows=["4", "5", "7"], progress=False) == 0
+    # At these sizes there are no targets.
+    assert {Line.from_dict(one).row for one in finite(tmp_path)} == {"4", "5", "7"}
 
 
 def finite(folder: Path) -> list[dict[str, object]]:

@@ -87,7 +87,7 @@ def spectrum(preset: Preset, device: str) -> Iterator[Line]:
     work. RK4's of four leave less of it to save; they are recorded, over at most 10 tau.
     """
     size = preset.lyapunov_size
-    for alg in (ct.Euler(_DT), ct.RK4(_DT)):
+    for alg in (ct.Euler(_DT), *([ct.RK4(_DT)] if preset.records else [])):
         for batch, whole in preset.lyapunov:
             span = whole if isinstance(alg, ct.Euler) else min(10, whole)
             case = Network(size, batch, alg, device)

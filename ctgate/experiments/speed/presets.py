@@ -11,18 +11,20 @@ from ctgate.experiments.speed.lines import Target
 class Preset:
     """Sizes of the workloads; targets belong to those of ``full``.
 
-    ``rounds`` of each pairing; ``batch`` of all workloads but the gradients of samples. ``gru`` and ``lstm``,
-    (hidden, steps) of the discrete cells; ``dense``, the steps of the comparison with torchdiffeq's Euler,
-    and ``per_step``, the shorter and the longer sequence of our time per step. ``hidden`` of that, of the
-    flows and of the tangent. ``span`` [tau] of the flows, and their ``tolerances``, or ``knot_tolerance``
-    where the input has knots. ``samples``, ``sample_steps`` and ``sample_hidden`` of the gradients of
-    samples, and ``sample_loop``, on how many of them the loop is timed. ``tangent_steps`` of the tangent.
-    ``lyapunov_size`` units of the network whose exponents are wanted, ``lyapunov`` (initial states, span
-    [tau]) of each case, and its ``lyapunov_rounds``. ``phase``, values of each parameter of a phase diagram,
-    and ``phase_loop``, on how many of its cells the loop is timed.
+    ``rounds`` of each pairing; ``records``, whether what has no target is measured as well; ``batch`` of all
+    workloads but the gradients of samples. ``gru`` and ``lstm``, (hidden, steps) of the discrete cells;
+    ``dense``, the steps of the comparison with torchdiffeq's Euler, and ``per_step``, the shorter and the
+    longer sequence of our time per step. ``hidden`` of that, of the flows and of the tangent. ``span`` [tau]
+    of the flows, and their ``tolerances``, or ``knot_tolerance`` where the input has knots. ``samples``,
+    ``sample_steps`` and ``sample_hidden`` of the gradients of samples, and ``sample_loop``, on how many of
+    them the loop is timed. ``tangent_steps`` of the tangent. ``lyapunov_size`` units of the network whose
+    exponents are wanted, ``lyapunov`` (initial states, span [tau]) of each case, and its ``lyapunov_rounds``.
+    ``phase``, values of each parameter of a phase diagram, and ``phase_loop``, on how many of its cells the
+    loop is timed.
     """
 
     rounds: int
+    records: bool
     batch: int
     gru: tuple[tuple[int, int], ...]
     lstm: tuple[tuple[int, int], ...]
@@ -46,6 +48,7 @@ class Preset:
 
 FULL = Preset(
     rounds=9,
+    records=True,
     batch=64,
     gru=((64, 80), (128, 256), (512, 256)),
     lstm=((64, 80), (128, 256)),
@@ -68,6 +71,7 @@ FULL = Preset(
 )
 QUICK = Preset(
     rounds=5,
+    records=False,
     batch=64,
     gru=((64, 80), (128, 256)),
     lstm=((64, 80),),
@@ -80,10 +84,10 @@ QUICK = Preset(
     samples=256,
     sample_steps=120,
     sample_hidden=64,
-    sample_loop=8,
+    sample_loop=4,
     tangent_steps=256,
     lyapunov_size=200,
-    lyapunov=((1, 60), (8, 30)),
+    lyapunov=((1, 60), (8, 8)),
     lyapunov_rounds=3,
     phase=40,
     phase_loop=64,

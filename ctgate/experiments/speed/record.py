@@ -17,6 +17,8 @@ _TINY = (4, 10)
 
 def record(preset: Preset, device: str) -> Iterator[Line]:
     """Forward alone, a tiny problem, and a loop that is compiled as a whole."""
+    if not preset.records:
+        return
     hidden, steps = preset.lstm[-1]
     yield from itertools.chain.from_iterable(
         _forward_alone(kind, hidden, steps, preset, device) for kind in (ct.GRU, ct.LSTM)
