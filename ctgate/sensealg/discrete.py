@@ -94,6 +94,10 @@ def run_adaptive(
         cut_short = reason
     except RuntimeError as error:
         raise untransformable(error, alg) from error
+    finally:
+        if fused is not None:
+            # Frame and attempts know one another: they would outlive the solve.
+            fused.on_tracked = None
     recorder.stats.rejected = loop.rejected
     # Also when the pass was cut short: what it reached is the good part.
     outputs: Sequence[Output] = frame.outputs

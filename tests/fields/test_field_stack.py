@@ -13,7 +13,7 @@ def test_names():
         "layers.1.cell": slice(3, 7),
         "layers.1.hidden": slice(7, 11),
         "layers.2.hidden": slice(11, 13),
-        "layers.2.update": slice(13, 15),
+        "layers.2.z": slice(13, 15),
     }
     assert stack.output == slice(11, 13)
     assert stack.state_size == 15

@@ -250,7 +250,7 @@ def test_components_cover_the_state(case):
 
 def test_component_names(tools):
     assert list(LSTM(2, 3).components.items()) == [("cell", slice(0, 3)), ("hidden", slice(3, 6))]
-    assert list(GatedRate(2, 3).components) == ["hidden", "update", "reset"]
+    assert list(GatedRate(2, 3).components) == ["hidden", "z", "r"]
     assert GRU(2, 3).components == {"hidden": slice(0, 3)}
 
 
